@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging of thicket; tools are configured in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"^__version__ = '(.+)'$",
+  (ROOT / 'thicket' / '__init__.py').read_text(encoding='utf-8'),
+  re.MULTILINE,
+).group(1)
+
+setuptools.setup(
+  name='thicket',
+  version=VERSION,
+  description='Post-training by random weight perturbations, in JAX.',
+  long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['thicket', 'thicket.*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py>=2.1',
+    'flax>=0.12',
+    'gguf>=0.17',  # dequantisation of GGUF blocks
+    'jax>=0.10',
+    'jinja2>=3.1',  # chat templates, in its sandbox
+    'ml_collections>=1.1',
+    'numpy>=2.0',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.12',
+    'rich>=13.0',
+    'scipy>=1.13',
+    'tokenizers>=0.21',
+  ],
+  extras_require={
+    'cuda12': ['jax[cuda12]>=0.10'],
+    'tpu': ['jax[tpu]>=0.10'],
+    'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8'],
+    'test': [
+      'array_record>=0.8',
+      'chex>=0.1.90',
+      'hypothesis>=6.100',
+      'pytest>=8.0',
+      'tensorflow-datasets>=4.9.10',
+    ],
+    'lint': ['ruff==0.17.6'],
+  },
+)
