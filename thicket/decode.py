@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation: the loop outside, the members inside.
+
+One `while_loop` drives all members and rows of a device and `vmap` over
+members is inside its body. The other way round, the loop's predicate would be
+batched, each cache write would become a scatter and the whole cache would be
+selected at every step. The step counter and the cache's write index are
+scalars; the write itself is outside the `vmap`, in place.
+
+A prompt is a prefix that all prompts share, computed once a member with a
+batch of one, and the rest, left-padded to a bucket. What stops a row is a
+table over tokens (see `tokenizer.stop_table`), exact for stop strings that
+span tokens; the rule that picks a token is an argument.
+
+Axes: M members, B rows, P prefix tokens, S prompt bucket, C cache slots,
+G new tokens, K kv heads, H head dim, V vocabulary, Q stop states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thicket.models.decoder import Context, Decoder, KeyValue
+
+Tree = Any
+
+
+class Rows(NamedTuple):
+  """Who a row is; a token rule may depend on this and on nothing else.
+
+  Attributes:
+    member: int32 [], the member's id.
+    prompt: int32 [B], the prompt's number in its split.
+    draw: int32 [B], which of several answers to one prompt.
+  """
+
+  member: jax.Array
+  prompt: jax.Array
+  draw: jax.Array
+
+
+# (float32 logits [B, V], rows, int32 step []) -> int32 tokens [B]
+Choose = Callable[[jax.Array, Rows, jax.Array], jax.Array]
+
+
+class Prompts(NamedTuple):
+  """One batch of prompts behind the shared prefix.
+
+  Attributes:
+    tokens: int32 [B, S], left-padded.
+    length: int32 [B], real tokens of each row, at least 1.
+    prompt: int32 [B], the prompt's number in its split.
+    draw: int32 [B], which of several answers to one prompt.
+    live: bool [B], false for rows that only fill the batch.
+  """
+
+  tokens: np.ndarray
+  length: np.ndarray
+  prompt: np.ndarray
+  draw: np.ndarray
+  live: np.ndarray
+
+
+class Generated(NamedTuple):
+  """What the members answered.
+
+  Attributes:
+    tokens: int32 [M, B, G], pad once a row has stopped.
+    length: int32 [M, B], tokens generated, the stopping one included.
+    stopped: bool [M, B], false where the limit G cut the answer.
+    steps: int32 [M], forward passes made with the row's batch.
+  """
+
+  tokens: jax.Array
+  length: jax.Array
+  stopped: jax.Array
+  steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoding:
+  """Settings of generation that are fixed when it is compiled.
+
+  Attributes:
+    max_new_tokens: G, at least 1.
+    stop_table: int32 [Q, V], the next stop state by state and token; the last
+      state means stopped and is absorbing.
+    pad_id: the token that fills what follows a stop.
+    choose: the token rule.
+  """
+
+  max_new_tokens: int
+  stop_table: np.ndarray
+  pad_id: int
+  choose: Choose
+
+  def __post_init__(self):
+    if self.max_new_tokens < 1:
+      raise ValueError(f'max_new_tokens = {self.max_new_tokens} is below 1')
+
+
+def greedy(logits: jax.Array, rows: Rows, step: jax.Array) -> jax.Array:
+  """The most likely token, the lowest id among equals; a `Choose` rule."""
+  del rows, step
+  # Two plain reductions; XLA's argmax is one of pairs, 4x slower on CPU.
+  peak = jnp.max(logits, axis=-1, keepdims=True)
+  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  last = np.int32(logits.shape[-1] - 1)
+  return jnp.min(jnp.where(logits == peak, ids, last), axis=-1)
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+  """How many first tokens all prompts share, at least one left to each."""
+  if not prompts:
+    return 0
+  first, last = min(prompts), max(prompts)
+  limit = min(len(prompt) for prompt in prompts) - 1
+  for i in range(limit):
+    if first[i] != last[i]:
+      return i
+  return limit
+
+
+def bucket(length: int) -> int:
+  """The smallest of 8, 16, 24, 32, 48, 64, 96, 128, 192, ... not below."""
+  size = 8
+  while size < length:
+    power = 1 << (size.bit_length() - 1)
+    size += max(8, power // 2)
+  return size
+
+
+def batches(
+  suffixes: Sequence[Sequence[int]], rows: int, pad_id: int
+) -> list[Prompts]:
+  """Groups prompts of similar length into batches of one row count.
+
+  Args:
+    suffixes: tokens of each prompt behind the shared prefix, none empty.
+    rows: B; the last batch is filled with rows that are not live.
+    pad_id: the token on the left of short rows.
+
+  Returns:
+    Batches of B rows; each prompt stands in exactly one of them, with its
+    index in `suffixes` as its number. A function of the arguments alone.
+  """
+  order = sorted(range(len(suffixes)), key=lambda i: (len(suffixes[i]), i))
+  result = []
+  for start in range(0, len(order), rows):
+    chosen = order[start : start + rows]
+    length = np.array([len(suffixes[i]) for i in chosen], np.int32)
+    size = bucket(int(length.max()))
+    tokens = np.full((rows, size), pad_id, np.int32)
+    for row, i in enumerate(chosen):
+      tokens[row, size - len(suffixes[i]) :] = suffixes[i]
+    fill = rows - len(chosen)
+    tokens[len(chosen) :] = tokens[0]
+    result.append(
+      Prompts(
+        tokens=tokens,
+        length=np.append(length, np.full(fill, length[0], np.int32)),
+        prompt=np.append(chosen, np.full(fill, chosen[0])).astype(np.int32),
+        draw=np.zeros(rows, np.int32),
+        live=np.arange(rows) < len(chosen),
+      )
+    )
+  return result
+
+
+def empty_caches(
+  model: Decoder, members: int, rows: int, slots: int, dtype: Any
+) -> list[KeyValue]:
+  """Zeroed caches, a pair [M, B, ...] of C slots for each layer."""
+  c = model.config
+  lead = (members, rows, c.num_kv_heads)
+  return [
+    KeyValue(
+      jnp.zeros((*lead, c.head_dim, slots), dtype),
+      jnp.zeros((*lead, slots, c.head_dim), dtype),
+    )
+    for _ in range(c.num_layers)
+  ]
+
+
+def cache_slots(prompt_bucket: int, max_new_tokens: int) -> int:
+  """C: the last token is never fed back, so it needs no slot."""
+  return prompt_bucket + max_new_tokens - 1
+
+
+def prefill_prefix(
+  model: Decoder, members: Tree, in_axes: Tree, prefix: jax.Array
+) -> list[KeyValue] | None:
+  """Keys and values of the prefix that all prompts share.
+
+  Args:
+    model: the decoder.
+    members: weights of M members.
+    in_axes: 0 for each array with a members axis, None for shared ones.
+    prefix: int32 [P].
+
+  Returns:
+    A pair [M, ...] without B for each layer, or None when P is 0.
+  """
+  P = prefix.shape[0]
+  if not P:
+    return None
+
+  def one(weights):
+    _, fresh = model.apply(
+      weights, prefix[None], np.arange(P)[None], np.ones((1, P), bool)
+    )
+    return jax.tree.map(lambda x: x[0], fresh)
+
+  return jax.vmap(one, in_axes=(in_axes,))(members)
+
+
+class _State(NamedTuple):
+  step: jax.Array  # int32 [], tokens chosen so far, the same for all rows
+  token: jax.Array  # int32 [M, B], the last token, not yet in the cache
+  stop: jax.Array  # int32 [M, B], stop state
+  done: jax.Array  # bool [M, B]
+  tokens: jax.Array  # int32 [M, B, G]
+  length: jax.Array  # int32 [M, B]
+  caches: list[KeyValue]  # [M, B, ...], C slots
+
+
+def generate(
+  model: Decoder,
+  decoding: Decoding,
+  members: Tree,
+  in_axes: Tree,
+  member_ids: jax.Array,
+  prefix: list[KeyValue] | None,
+  prompts: Prompts,
+  caches: list[KeyValue],
+) -> tuple[Generated, list[KeyValue]]:
+  """Answers one batch of prompts with each of M members.
+
+  Args:
+    model: the decoder.
+    decoding: what stops a row and how tokens are chosen.
+    members: weights of M members.
+    in_axes: 0 for each array with a members axis, None for shared ones.
+    member_ids: int32 [M], for the token rule.
+    prefix: what `prefill_prefix` gave.
+    prompts: B rows of bucket S.
+    caches: what `empty_caches` gave, of any content, C = `cache_slots(S, G)`; meant to be
+      donated.
+
+  Returns:
+    The answers, and the caches for the next batch.
+  """
+  G, C = decoding.max_new_tokens, caches[0].value.shape[3]
+  B, S = prompts.tokens.shape
+  P = prefix[0].value.shape[2] if prefix else 0
+  M = member_ids.shape[0]
+  stop_table = jnp.asarray(decoding.stop_table)
+  last_state = decoding.stop_table.shape[0] - 1
+  pad = S - prompts.length[:, None]
+  prompt_mask = np.arange(S)[None] >= pad  # [B, S]
+  cache_prompt_mask = np.arange(C)[None] >= pad  # [B, C]
+  slot = jnp.arange(C)[None]
+
+  def choose(logits, member_id, step):
+    rows = Rows(member_id, prompts.prompt, prompts.draw)
+    return decoding.choose(logits, rows, step)
+
+  def prefill(weights, member_id, prefix):
+    logits, fresh = model.apply(
+      weights,
+      prompts.tokens,
+      jnp.maximum(P + np.arange(S)[None] - pad, 0),
+      prompt_mask,
+      Context(prefix=prefix),
+    )
+    return choose(logits, member_id, jnp.int32(0)), fresh
+
+  def advance(weights, member_id, prefix, token, cache, step):
+    seen = cache_prompt_mask & (slot < S + step - 1)
+    logits, fresh = model.apply(
+      weights,
+      token[:, None],
+      P + prompts.length[:, None] + step - 1,
+      np.ones((B, 1), bool),
+      Context(prefix, cache, seen),
+    )
+    return choose(logits, member_id, step), fresh
+
+  def emit(state, token):
+    """Records the tokens of one step; rows that are done emit pad."""
+    token = jnp.where(state.done, jnp.int32(decoding.pad_id), token)
+    stop = jnp.where(state.done, state.stop, stop_table[state.stop, token])
+    return state._replace(
+      step=state.step + 1,
+      token=token,
+      stop=stop,
+      done=stop == last_state,
+      tokens=jax.lax.dynamic_update_slice(
+        state.tokens, token[:, :, None], (0, 0, state.step)
+      ),
+      length=state.length + (~state.done).astype(jnp.int32),
+    )
+
+  def body(state):
+    token, fresh = jax.vmap(advance, in_axes=(in_axes, 0, 0, 0, 0, None))(
+      members, member_ids, prefix, state.token, state.caches, state.step
+    )
+    after = emit(state, token)
+    # The slot is made to depend on the tokens (when all rows are done it does
+    # not matter which it is), so that XLA knows each cache to be read before
+    # it is written. Otherwise it copies every cache twice a step.
+    slot = S + state.step - jnp.all(after.done).astype(jnp.int32)
+    write = jax.lax.dynamic_update_slice
+    caches = [
+      KeyValue(
+        write(cache.key, new.key, (0, 0, 0, 0, slot - 1)),
+        write(cache.value, new.value, (0, 0, 0, slot - 1, 0)),
+      )
+      for cache, new in zip(state.caches, fresh, strict=True)
+    ]
+    return after._replace(caches=caches)
+
+  def unfinished(state):
+    return (state.step < G) & ~jnp.all(state.done)
+
+  token, fresh = jax.vmap(prefill, in_axes=(in_axes, 0, 0))(
+    members, member_ids, prefix
+  )
+  # Slots not written yet are zeroed, not left over from the last batch: a
+  # weight of 0 times a stale NaN would be NaN, in another member's answer.
+  lead, ahead = [(0, 0)] * 3, [(0, C - S)]
+  caches = [
+    KeyValue(
+      jnp.pad(new.key, [*lead, (0, 0), *ahead]),
+      jnp.pad(new.value, [*lead, *ahead, (0, 0)]),
+    )
+    for new in fresh
+  ]
+  idle = jnp.broadcast_to(~prompts.live[None], (M, B))
+  state = _State(
+    step=jnp.int32(0),
+    token=token,
+    stop=jnp.where(idle, jnp.int32(last_state), jnp.int32(0)),
+    done=idle,
+    tokens=jnp.full((M, B, G), decoding.pad_id, jnp.int32),
+    length=jnp.zeros((M, B), jnp.int32),
+    caches=caches,
+  )
+  state = jax.lax.while_loop(unfinished, body, emit(state, token))
+  generated = Generated(
+    tokens=state.tokens,
+    length=state.length,
+    stopped=state.done,
+    steps=jnp.broadcast_to(state.step, (M,)),
+  )
+  return generated, state.caches
