@@ -1,1 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The table of tasks, and how one is made from a configuration."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from thicket.tasks.arithmetic import Arithmetic
+from thicket.tasks.base import Task, TaskError
+from thicket.tasks.gsm8k import Gsm8k
+
+TASKS: dict[str, Callable[..., Task]] = {
+  'arithmetic': Arithmetic,
+  'gsm8k': Gsm8k,
+}
+
+
+def make(name: str, /, **kwargs: Any) -> Task:
+  """The task called `name`, with its settings changed by `kwargs`.
+
+  Raises:
+    TaskError: no such task or setting (the near names are given), or a
+      setting that the task refuses.
+  """
+  if name not in TASKS:
+    raise TaskError(_unknown('task', name, TASKS))
+  settings = inspect.signature(TASKS[name]).parameters
+  for setting in kwargs:
+    if setting not in settings:
+      raise TaskError(_unknown(f'setting of {name}', setting, settings))
+  return TASKS[name](**kwargs)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+  near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+  hint = f'did you mean {" or ".join(map(repr, near))}? ' if near else ''
+  return f'unknown {kind} {name!r}; {hint}known: {", ".join(sorted(known))}'

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splits: disjoint, nested, and an error rather than a row used twice."""
+
+import json
+import sys
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from thicket import data, tasks
+from thicket.tasks import base
+
+
+def _gsm8k_rows(name, count, start=0):
+  return [
+    {
+      'question': f'{name} has {i} pens and buys 2 more. How many are there?',
+      'answer': f'{i}+2=<<{i}+2={i + 2}>>{i + 2} pens.\n#### {i + 2:,}',
+    }
+    for i in range(start, start + count)
+  ]
+
+
+def _write(path, rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+def _load(task, sizes, **kwargs):
+  names = ('num_selection', 'num_validation', 'num_test')
+  kwargs = {'seed': 0, **dict(zip(names, sizes, strict=True)), **kwargs}
+  return data.load(task, **kwargs)
+
+
+@pytest.fixture
+def gsm8k():
+  return tasks.make('gsm8k')
+
+
+@pytest.fixture
+def folder(tmp_path):
+  _write(tmp_path / 'train.jsonl', _gsm8k_rows('Ana', 40))
+  _write(tmp_path / 'test.jsonl', _gsm8k_rows('Ben', 20))
+  return tmp_path
+
+
+SIZES = st.tuples(st.integers(1, 90), st.integers(0, 90), st.integers(1, 90))
+
+
+@hypothesis.given(SIZES, SIZES, st.integers(0, 2**40))
+@hypothesis.settings(deadline=None, max_examples=12)
+def test_generated_splits_are_disjoint_and_nested(sizes, others, seed):
+  task = tasks.make('arithmetic')
+  one = _load(task, sizes, seed=seed)
+  two = _load(task, others, seed=seed)
+  for split in ('selection', 'validation', 'test'):
+    a, b = getattr(one, split), getattr(two, split)
+    shared = min(len(a), len(b))
+    assert a[:shared] == b[:shared]
+  parts = (one.selection, one.validation, one.test)
+  assert tuple(map(len, parts)) == sizes
+  rows = sum(parts, ())
+  assert len({row.row_id for row in rows}) == len(rows)
+  assert len({row.question for row in rows}) == len(rows)
+
+
+def test_no_seed_selects_what_another_tests_on():
+  task = tasks.make('arithmetic', operators='*')
+  tested, chosen = set(), set()
+  for seed in range(8):
+    splits = _load(task, (60, 60, 100), seed=seed)
+    tested |= set(splits.test)
+    chosen |= set(splits.selection + splits.validation)
+  assert not tested & chosen
+  # Other seeds do draw other rows.
+  assert len(tested) > 200
+  assert len(chosen) > 200
+
+
+def test_generated_splits_mix_the_operators():
+  rows = _load(tasks.make('arithmetic'), (400, 0, 400))
+  for part in (rows.selection, rows.test):
+    share = [sum(sign in r.question for r in part) / 400 for sign in '+-*']
+    assert share == pytest.approx([0.459, 0.445, 0.097], abs=0.1)
+
+
+def test_too_few_generated_rows_is_an_error():
+  task = tasks.make('arithmetic', operators='*')
+  with pytest.raises(base.TaskError, match='num_test=600, but there are 499'):
+    _load(task, (1, 0, 600))
+  with pytest.raises(base.TaskError, match='need 600 rows, there are 524'):
+    _load(task, (300, 300, 1))
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'seed', 'message'),
+  [
+    ((0, 0, 1), 0, 'num_selection=0: must be at least 1'),
+    ((1, -1, 1), 0, 'num_validation=-1: must be at least 0'),
+    ((1, 0, 0), 0, 'num_test=0: must be at least 1'),
+    ((1, 0, 1), -3, 'seed=-3: must be at least 0'),
+  ],
+)
+def test_counts_are_checked(sizes, seed, message):
+  with pytest.raises(base.TaskError, match=message):
+    _load(tasks.make('arithmetic'), sizes, seed=seed)
+
+
+def test_two_files_give_train_to_choose_on_and_test_to_test_on(gsm8k, folder):
+  splits = _load(gsm8k, (25, 15, 20), path=folder)
+  chosen = {row.question for row in splits.selection + splits.validation}
+  assert chosen == {row['question'] for row in _gsm8k_rows('Ana', 40)}
+  assert {row.question for row in splits.test} == {
+    row['question'] for row in _gsm8k_rows('Ben', 20)
+  }
+  smaller = _load(gsm8k, (5, 15, 3), path=str(folder))
+  assert smaller.selection == splits.selection[:5]
+  assert smaller.validation == splits.validation
+  assert smaller.test == splits.test[:3]
+  for name in ('train', 'test'):
+    (folder / f'{name}.jsonl').rename(folder / f'gsm8k_{name}.jsonl')
+  assert _load(gsm8k, (25, 15, 20), path=folder) == splits
+
+
+def test_rows_are_known_by_question_not_by_place(gsm8k, folder):
+  before = _load(gsm8k, (10, 5, 5), path=folder)
+  _write(folder / 'train.jsonl', reversed(_gsm8k_rows('Ana', 40)))
+  after = _load(gsm8k, (10, 5, 5), path=folder)
+  assert after == before
+  assert data.data_hash(after) == data.data_hash(before)
+
+
+def test_one_file_is_cut_by_question(gsm8k, tmp_path):
+  path = _write(tmp_path / 'all.jsonl', _gsm8k_rows('Ana', 60))
+  splits = _load(gsm8k, (10, 5, 15), path=path)
+  rows = splits.selection + splits.validation + splits.test
+  assert len({row.question for row in rows}) == 30
+  _write(path, _gsm8k_rows('Ana', 90))
+  grown = _load(gsm8k, (10, 5, 15), path=path, seed=1)
+  assert not set(grown.test) & set(splits.selection + splits.validation)
+
+
+def test_too_few_rows_of_a_file_is_an_error(gsm8k, folder):
+  with pytest.raises(
+    base.TaskError,
+    match='num_selection=30 and num_validation=11 need 41 rows, there are 40',
+  ):
+    _load(gsm8k, (30, 11, 1), path=folder)
+  with pytest.raises(base.TaskError, match='num_test=21, but there are 20'):
+    _load(gsm8k, (1, 0, 21), path=folder)
+
+
+def test_repeated_questions_are_dropped_and_never_from_test(
+  gsm8k, folder, caplog
+):
+  copies = _gsm8k_rows('Ben', 3)
+  copies[0]['question'] = '  ' + copies[0]['question'].upper()
+  train = _gsm8k_rows('Ana', 10)
+  _write(folder / 'train.jsonl', train + copies + train[:4])
+  splits = _load(gsm8k, (6, 4, 20), path=folder)
+  assert {row.question for row in splits.selection + splits.validation} == {
+    row['question'] for row in train
+  }
+  assert 'dropped 3 training rows whose question is in test' in caplog.text
+  assert 'dropped 4 rows that repeat an earlier question' in caplog.text
+  with pytest.raises(base.TaskError, match='need 11 rows, there are 10'):
+    _load(gsm8k, (11, 0, 20), path=folder)
+
+
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    (b'{"question": "a', 'line 3: not JSON'),
+    (b'\xff', 'line 3: not JSON'),
+    (b'[1]', 'line 3: a list, not an object'),
+    (b'{"question": "Why?"}', "line 3: field 'answer' is None"),
+    (b'{"question": "Why?", "answer": "7"}', "line 3: answer '7' does not"),
+    (b'{"question": "\\ud800", "answer": "#### 7"}', 'line 3: .*surrogates'),
+  ],
+)
+def test_a_malformed_line_is_named_by_its_number(
+  gsm8k, tmp_path, line, message
+):
+  good = json.dumps(_gsm8k_rows('Ana', 1)[0]).encode()
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(good + b'\n\n' + line + b'\n')
+  with pytest.raises(base.TaskError, match=f'rows.jsonl, {message}'):
+    _load(gsm8k, (1, 0, 1), path=path)
+
+
+def test_sources_that_do_not_fit_are_refused(gsm8k, tmp_path):
+  arithmetic = tasks.make('arithmetic')
+  for task, kwargs, message in [
+    (gsm8k, {}, 'gsm8k needs rows: set path'),
+    (gsm8k, {'path': tmp_path / 'no'}, 'is no file and no folder with'),
+    (gsm8k, {'path': tmp_path}, 'gsm8k_train.jsonl'),
+    (gsm8k, {'source': 'generated'}, 'needs a task that generates'),
+    (gsm8k, {'source': 'csv', 'path': tmp_path}, "source='csv': must be"),
+    (arithmetic, {'path': tmp_path}, 'arithmetic generates its rows'),
+    (arithmetic, {'source': 'tfds:x'}, 'arithmetic generates its rows'),
+  ]:
+    with pytest.raises(base.TaskError, match=message):
+      _load(task, (1, 0, 1), **kwargs)
+
+
+def test_check_disjoint_names_the_row():
+  row = base.Example(1, 'How many?', '2')
+  same = base.Example(2, ' how  MANY?', '2')
+  other = base.Example(1, 'How much?', '2')
+  data.check_disjoint(base.Splits((row,), (), ()))
+  for twin in (same, other):
+    message = f'row {twin.row_id} of test is also in selection'
+    with pytest.raises(base.TaskError, match=message):
+      data.check_disjoint(base.Splits((row,), (), (twin,)))
+
+
+def test_data_hash_sees_every_field_and_no_order():
+  a, b = base.Example(1, 'a', '1'), base.Example(2, 'b', '2')
+  splits = base.Splits((a, b), (), ())
+  assert data.data_hash(splits) == data.data_hash(base.Splits((b, a), (), ()))
+  changed = [
+    base.Splits((a,), (b,), ()),
+    base.Splits((a,), (), (b,)),
+    base.Splits((a,), (), ()),
+    base.Splits((a, base.Example(3, 'b', '2')), (), ()),
+    base.Splits((a, base.Example(2, 'c', '2')), (), ()),
+    base.Splits((a, base.Example(2, 'b', '3')), (), ()),
+  ]
+  hashes = {data.data_hash(other) for other in [splits, *changed]}
+  assert len(hashes) == 7
+
+
+def test_default_data_never_changes():
+  # The recipe of every stored ledger holds this hash.
+  splits = _load(tasks.make('arithmetic'), (64, 32, 128))
+  assert data.data_hash(splits) == (
+    '4b3e0424e4f526f4ce456381e3be1e390a238ad94da7e1c262be735ff1aa6f45'
+  )
+
+
+@pytest.fixture
+def tfds_folder(tmp_path):
+  import tensorflow_datasets as tfds
+
+  rows = {'train': _gsm8k_rows('Ana', 40), 'test': _gsm8k_rows('Ben', 20)}
+
+  class TinyWordProblems(tfds.core.GeneratorBasedBuilder):
+    """Rows written by hand, in the schema of TFDS's gsm8k."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      text = tfds.features.Text()
+      fields = ('question', 'answer', 'annotation', 'short_answer')
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(dict.fromkeys(fields, text)),
+      )
+
+    def _split_generators(self, dl_manager):
+      return {part: self._generate_examples(part) for part in rows}
+
+    def _generate_examples(self, part):
+      for i, row in enumerate(rows[part]):
+        steps, short = row['answer'].split('#### ')
+        yield i, row | {'annotation': steps, 'short_answer': short}
+
+  folder = tmp_path / 'tfds'
+  builder = TinyWordProblems(data_dir=str(folder), file_format='array_record')
+  builder.download_and_prepare()
+  return folder
+
+
+def test_tfds_and_jsonl_give_the_same_rows(gsm8k, folder, tfds_folder):
+  source = 'tfds:tiny_word_problems'
+  splits = _load(gsm8k, (20, 10, 15), source=source, path=tfds_folder)
+  assert splits == _load(gsm8k, (20, 10, 15), path=folder)
+  assert 'tensorflow' not in sys.modules
+
+
+def test_without_tfds_the_extra_is_named(gsm8k, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  with pytest.raises(base.TaskError, match=r"pip install 'thicket\[tfds\]'"):
+    _load(gsm8k, (1, 0, 1), source='tfds:gsm8k')
+
+
+def test_an_unknown_tfds_name_is_refused(gsm8k, tmp_path):
+  with pytest.raises(base.TaskError, match="'tfds:nonesuch': TFDS has no"):
+    _load(gsm8k, (1, 0, 1), source='tfds:nonesuch', path=tmp_path)

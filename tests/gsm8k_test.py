@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GSM8K: parsing of rows, and the strict and the lenient rule."""
+
+import pytest
+
+from thicket import tasks
+from thicket.tasks import base
+
+ROW = {
+  'question': 'A crate holds 12 jars. How many jars do 90 crates hold?',
+  'answer': '90 crates hold 90*12=<<90*12=1080>>1080 jars.\n#### 1,080',
+}
+
+
+@pytest.fixture
+def task():
+  return tasks.make('gsm8k')
+
+
+def test_parse_normalises_the_gold(task):
+  assert task.parse(ROW, 5) == base.Example(5, ROW['question'], '1080')
+
+
+def test_a_gold_solution_is_worth_everything(task):
+  row = task.parse(ROW, 0)
+  verdict = base.judge(task, ROW['answer'], row)
+  assert verdict == base.Judgement(1.0, 1.0, True, '1080')
+
+
+def test_prompt_asks_for_what_the_extractor_reads(task):
+  prompt = task.prompt(task.parse(ROW, 0))
+  assert prompt.startswith(ROW['question'])
+  assert '{question}' not in prompt
+  assert '####' in prompt
+  # The prompt itself, repeated, is no answer.
+  assert task.extract(prompt) is None
+
+
+@pytest.mark.parametrize(
+  ('response', 'strict', 'lenient'),
+  [
+    ('so 18 eggs.\n#### 18', '18', '18'),
+    ('#### 18.', '18', '18'),
+    ('#### $18', '18', '18'),
+    ('####18.00', '18', '18'),
+    ('#### 1,080 jars', '1080', '1080'),
+    ('#### **-5**', '-5', '-5'),
+    ('#### 50%', '50', '50'),
+    ('#### 18\nIs there anything else? 1 2 3', '18', '18'),
+    ('#### 5\nno, wait\n#### 6', '6', '6'),
+    ('#### 1/3', '1/3', '1/3'),
+    ('The answer is 18.', None, '18'),
+    ('#### 3 * 6 = 18', None, '18'),
+    ('#### 18 or 19', None, '19'),
+    ('18 ####', None, '18'),
+    ('18\n#### <number>', None, '18'),
+    ('#### 1,8', None, None),
+    ('#### 1e999', None, None),
+    ('### 18', None, '18'),
+    ('no idea', None, None),
+    ('', None, None),
+  ],
+)
+def test_extraction(task, response, strict, lenient):
+  assert task.extract(response) == strict
+  assert task.extract_lenient(response) == lenient
+
+
+def test_strict_and_lenient_rewards_are_told_apart(task):
+  row = task.parse(ROW, 0)
+  verdict = base.judge(task, 'That makes 1080 jars.', row)
+  assert verdict == base.Judgement(0.0, 1.0, False, None)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'answer': 'no mark 7'}, "'no mark 7' does not end with"),
+    ({'answer': '#### seven'}, 'does not end with'),
+    ({'answer': None}, "field 'answer' is None"),
+    ({'question': 3}, "field 'question' is 3"),
+    ({'question': '  '}, 'question is empty'),
+  ],
+)
+def test_bad_rows_are_named_by_their_field(task, change, message):
+  with pytest.raises(base.TaskError, match=message):
+    task.parse(ROW | change, 0)

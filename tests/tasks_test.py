@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of tasks, and the one way in which all answers are judged."""
+
+import subprocess
+import sys
+
+import pytest
+
+from thicket import tasks
+from thicket.tasks import base
+
+
+@pytest.mark.parametrize('name', sorted(tasks.TASKS))
+def test_each_task_keeps_the_protocol(name):
+  task = tasks.make(name)
+  assert task.name == name
+  assert task.output_kind == 'text'
+  low, high = task.reward_range
+  assert low < high
+  assert all(task.stop_strings)
+  assert isinstance(task, base.Generated) != isinstance(task, base.Parsed)
+  # Configuration only: equal settings make equal, hashable tasks.
+  assert {task: 1}[tasks.make(name)] == 1
+
+
+@pytest.mark.parametrize(
+  ('name', 'kwargs', 'message'),
+  [
+    ('gms8k', {}, r"unknown task 'gms8k'; did you mean 'gsm8k'\?"),
+    ('chess', {}, "unknown task 'chess'; known: arithmetic, gsm8k"),
+    ('gsm8k', {'max_tokens': 1}, "did you mean 'max_new_tokens'"),
+    ('gsm8k', {'name': 'x'}, "unknown setting of gsm8k 'name'"),
+    ('gsm8k', {'max_new_tokens': 0}, 'max_new_tokens=0'),
+    ('gsm8k', {'prompt_template': 'Q:'}, "prompt_template='Q:'"),
+  ],
+)
+def test_what_cannot_be_made_is_explained(name, kwargs, message):
+  with pytest.raises(base.TaskError, match=message):
+    tasks.make(name, **kwargs)
+
+
+def test_settings_reach_the_task():
+  task = tasks.make(
+    'gsm8k', max_new_tokens=7, prompt_template='{x} {question}!'
+  )
+  row = base.Example(0, 'a {question} of {braces}', '1')
+  assert task.max_new_tokens == 7
+  assert task.prompt(row) == '{x} a {question} of {braces}!'
+
+
+def test_group_numbers_equal_answers_in_order_of_appearance():
+  task = tasks.make('gsm8k')
+  assert task.group(['7', '3', '7', '9', '3']) == [0, 1, 0, 2, 1]
+  assert task.group([]) == []
+
+
+def test_a_vote_is_judged_as_a_response_is():
+  task = tasks.make('gsm8k')
+  row = base.Example(1, 'How many?', '18')
+  for response in ('#### 18', '#### 19', 'nothing'):
+    assert base.judge(task, response, row) == base.judge_answer(
+      task, task.extract(response), row
+    )
+
+
+def test_a_reward_outside_its_range_is_refused():
+  class Generous(type(tasks.make('gsm8k'))):
+    def reward(self, answer, example):
+      return {'1': 1.5, '2': float('nan'), '3': 0.25}[answer]
+
+  task, row = Generous(), base.Example(1, 'How many?', '3')
+  verdict = base.judge(task, '#### 3', row)
+  assert verdict == base.Judgement(0.25, 0.25, True, '3')
+  for response in ('#### 1', '#### 2'):
+    with pytest.raises(base.TaskError, match='gsm8k, row 1: reward'):
+      base.judge(task, response, row)
+
+
+@pytest.mark.parametrize('row_id', [-1, 2**63])
+def test_row_ids_fit_the_ledger(row_id):
+  with pytest.raises(base.TaskError, match=f'row_id={row_id}'):
+    base.Example(row_id, 'How many?', '1')
+  assert base.Example(2**63 - 1, 'How many?', '1').row_id == 2**63 - 1
+
+
+def test_tasks_and_metrics_do_not_need_jax():
+  code = (
+    'import sys, thicket.tasks, thicket.metrics\n'
+    "found = {'jax', 'flax'} & set(sys.modules)\n"
+    'sys.exit(str(found) if found else 0)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows for a task, cut into selection, validation and test.
+
+Two rules make the splits safe to choose on. They are disjoint by construction,
+also in questions that differ in spacing or case only; and they are nested: a
+larger split begins with the rows of the smaller one, and asking for more of
+one never moves another. Too few rows is an error: the code released with
+Neural Thickets (arXiv 2603.12228) tests on its selection rows in that case.
+
+Rows are known by their question, not by their place in a file, so that JSONL
+and TFDS copies of a data set give the same row ids, splits and hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import heapq
+import json
+import os
+import pathlib
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from absl import logging
+
+from thicket.tasks import base
+
+Rows = Callable[[], Iterable[base.Example]]
+
+TFDS_PREFIX = 'tfds:'
+
+
+def load(
+  task: base.Task,
+  *,
+  num_selection: int,
+  num_validation: int,
+  num_test: int,
+  seed: int,
+  path: str | os.PathLike[str] | None = None,
+  source: str | None = None,
+) -> base.Splits:
+  """Reads a task's rows and cuts them into disjoint splits.
+
+  Where the data has no test part of its own (generated rows, one JSONL file),
+  half of the questions are for test, whatever the seed. The rest is put into
+  an order drawn with `seed`: selection is taken from its front, validation
+  from its back, and test from the front of its own.
+
+  Args:
+    task: the task that makes or parses the rows.
+    num_selection: rows to score members on, at least 1.
+    num_validation: rows to choose anything else on, at least 0.
+    num_test: rows to report, at least 1.
+    seed: which of the rows are taken, at least 0.
+    path: a JSONL file; or a folder with train.jsonl and test.jsonl, or with
+      the task's name before them (gsm8k_train.jsonl); or TFDS's data folder.
+    source: 'generated', 'jsonl' or 'tfds:NAME'. By default what the task and
+      `path` imply. 'tfds:NAME' may download.
+
+  Returns:
+    The splits, of exactly the sizes asked for.
+
+  Raises:
+    TaskError: a count or seed is out of range, there are too few rows, a file
+      is missing, a line cannot be parsed (it is named by its number), or the
+      source does not fit the task.
+  """
+  _check_counts(num_selection, num_validation, num_test, seed)
+  train, test = _read(task, path, source)
+
+  def place(row: base.Example) -> tuple[bytes, int]:
+    draw = _digest(f'{seed}:{_canonical(row.question)}', 'order')
+    return draw, row.row_id
+
+  splits = base.Splits(
+    selection=tuple(heapq.nsmallest(num_selection, train(), key=place)),
+    validation=tuple(heapq.nlargest(num_validation, train(), key=place)),
+    test=tuple(heapq.nsmallest(num_test, test(), key=place)),
+  )
+  num_train = num_selection + num_validation
+  ids = {row.row_id for row in splits.selection + splits.validation}
+  if len(ids) < num_train:
+    raise base.TaskError(
+      f'{task.name}: num_selection={num_selection} and num_validation='
+      f'{num_validation} need {num_train} rows, there are '
+      f'{sum(1 for _ in train())}; ask for fewer'
+    )
+  if len(splits.test) < num_test:
+    raise base.TaskError(
+      f'{task.name}: num_test={num_test}, but there are {len(splits.test)} '
+      f'test rows; ask for fewer'
+    )
+  check_disjoint(splits)
+  return splits
+
+
+def check_disjoint(splits: base.Splits) -> None:
+  """Raises TaskError where a question or a row id occurs twice, naming it."""
+  seen: dict[str | int, str] = {}
+  for name, rows in _named(splits):
+    for row in rows:
+      for key in (_canonical(row.question), row.row_id):
+        if key in seen:
+          raise base.TaskError(
+            f'row {row.row_id} of {name} is also in {seen[key]}: '
+            f'{row.question[:60]!r}'
+          )
+        seen[key] = name
+
+
+def data_hash(splits: base.Splits) -> str:
+  """SHA-256 over the split, row id, question and gold of every row.
+
+  The order of rows inside a split does not matter: rewards are means.
+  """
+  lines = sorted(
+    json.dumps([name, row.row_id, row.question, row.gold])
+    for name, rows in _named(splits)
+    for row in rows
+  )
+  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def _named(
+  splits: base.Splits,
+) -> Iterator[tuple[str, tuple[base.Example, ...]]]:
+  for field in dataclasses.fields(splits):
+    yield field.name, getattr(splits, field.name)
+
+
+def _check_counts(num_selection, num_validation, num_test, seed) -> None:
+  for name, value, least in (
+    ('num_selection', num_selection, 1),
+    ('num_validation', num_validation, 0),
+    ('num_test', num_test, 1),
+    ('seed', seed, 0),
+  ):
+    if value < least:
+      raise base.TaskError(f'{name}={value}: must be at least {least}')
+
+
+def _read(task, path, source) -> tuple[Rows, Rows]:
+  """The rows to choose on and the rows to test on, without overlap."""
+  if source is None:
+    is_generated = isinstance(task, base.Generated) and path is None
+    source = 'generated' if is_generated else 'jsonl'
+  if source == 'generated':
+    if not isinstance(task, base.Generated) or path is not None:
+      raise base.TaskError(
+        f"{task.name}, path={path!r}: source='generated' needs a task that "
+        f'generates its rows, and no path'
+      )
+    return _halves(task.examples)
+  if not isinstance(task, base.Parsed):
+    raise base.TaskError(
+      f'{task.name} generates its rows: leave source={source!r} and '
+      f'path={path!r} unset'
+    )
+  if source.startswith(TFDS_PREFIX):
+    parts = _read_tfds(task, source.removeprefix(TFDS_PREFIX), path)
+  elif source == 'jsonl':
+    parts = _read_folder(task, path)
+  else:
+    raise base.TaskError(
+      f"source={source!r}: must be 'generated', 'jsonl' or 'tfds:NAME'"
+    )
+  unique = [_without_repeats(rows, where) for where, rows in parts.items()]
+  if len(unique) == 1:
+    return _halves(lambda: unique[0])
+  train, test = unique
+  # The test rows stay as published; what can be chosen on gives way.
+  tested = {_canonical(row.question) for row in test}
+  kept = [row for row in train if _canonical(row.question) not in tested]
+  if len(kept) < len(train):
+    logging.warning(
+      '%s: dropped %d training rows whose question is in test',
+      task.name,
+      len(train) - len(kept),
+    )
+  return lambda: kept, lambda: test
+
+
+def _halves(rows: Rows) -> tuple[Rows, Rows]:
+  """Splits by the question alone: no seed selects what another tests on."""
+
+  def is_test(example: base.Example) -> bool:
+    return _digest(_canonical(example.question), 'half')[0] < 128
+
+  return (
+    lambda: (row for row in rows() if not is_test(row)),
+    lambda: (row for row in rows() if is_test(row)),
+  )
+
+
+def _without_repeats(
+  rows: Iterable[base.Example], where: str
+) -> list[base.Example]:
+  first: dict[str, base.Example] = {}
+  num_dropped = 0
+  for row in rows:
+    is_new = first.setdefault(_canonical(row.question), row) is row
+    num_dropped += not is_new
+  if num_dropped:
+    logging.warning(
+      '%s: dropped %d rows that repeat an earlier question', where, num_dropped
+    )
+  return list(first.values())
+
+
+def _read_folder(task, path) -> dict[str, Iterable[base.Example]]:
+  if path is None:
+    raise base.TaskError(
+      f'{task.name} needs rows: set path to a JSONL file or a folder, or '
+      f"source='tfds:{task.name}'"
+    )
+  path = pathlib.Path(path)
+  if path.is_file():
+    return {str(path): _read_jsonl(task, path)}
+  for prefix in ('', f'{task.name}_'):
+    files = [path / f'{prefix}{part}.jsonl' for part in ('train', 'test')]
+    if all(file.is_file() for file in files):
+      return {str(file): _read_jsonl(task, file) for file in files}
+  raise base.TaskError(
+    f'{path}: is no file and no folder with train.jsonl and test.jsonl '
+    f'(or {task.name}_train.jsonl and {task.name}_test.jsonl)'
+  )
+
+
+def _read_jsonl(task, path: pathlib.Path) -> Iterator[base.Example]:
+  # Bytes: text mode would also end a line inside a string, at a lone \r.
+  with path.open('rb') as lines:
+    for number, line in enumerate(lines, start=1):
+      if not line.strip():
+        continue
+      where = f'{path}, line {number}'
+      try:
+        row = json.loads(line.decode('utf-8'))
+      except ValueError as error:
+        raise base.TaskError(f'{where}: not JSON: {error}') from error
+      yield _parse(task, row, where)
+
+
+def _read_tfds(task, name, folder) -> dict[str, Iterable[base.Example]]:
+  try:
+    import array_record  # noqa: F401
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise base.TaskError(
+      f"source='{TFDS_PREFIX}{name}' needs TFDS ({error}): "
+      f"pip install 'thicket[tfds]'"
+    ) from error
+  # array_record is the only format that TFDS reads without TensorFlow.
+  try:
+    builder = tfds.builder(name, data_dir=folder, file_format='array_record')
+  except tfds.core.DatasetNotFoundError as error:
+    raise base.TaskError(
+      f"source='{TFDS_PREFIX}{name}': TFDS has no such data set, and there is "
+      f'none in path={folder!r}'
+    ) from error
+  builder.download_and_prepare()
+
+  def rows(part: str) -> Iterator[base.Example]:
+    for number, row in enumerate(builder.as_data_source(split=part)):
+      text = {
+        key: value.decode('utf-8') if isinstance(value, bytes) else value
+        for key, value in row.items()
+      }
+      yield _parse(task, text, f'{name}, {part}, row {number}')
+
+  parts = [part for part in ('train', 'test') if part in builder.info.splits]
+  if not parts:
+    raise base.TaskError(
+      f'{name}: has neither a train nor a test split, only '
+      f'{sorted(builder.info.splits)}'
+    )
+  return {f'{name}, {part}': rows(part) for part in parts}
+
+
+def _parse(task, row: Any, where: str) -> base.Example:
+  if not isinstance(row, Mapping):
+    raise base.TaskError(f'{where}: a {type(row).__name__}, not an object')
+  try:
+    example = task.parse(row, 0)
+    digest = _digest(_canonical(example.question), 'row')
+  except (base.TaskError, UnicodeError) as error:
+    raise base.TaskError(f'{where}: {error}') from error
+  # 63 of 64 bits: row ids are stored as signed integers.
+  return dataclasses.replace(example, row_id=int.from_bytes(digest) >> 1)
+
+
+def _canonical(question: str) -> str:
+  """The question without what a reader would not notice."""
+  text = unicodedata.normalize('NFKC', question).casefold()
+  return ' '.join(text.split())
+
+
+def _digest(text: str, purpose: str) -> bytes:
+  return hashlib.blake2b(
+    text.encode(), digest_size=8, person=purpose.encode()
+  ).digest()

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is: prompts, answers and rewards, as functions of strings.
+
+Base, members and votes are judged by the same two functions here, so that
+their numbers can be compared. Strict and lenient rewards are kept apart: on
+GSM8K one base model scores 60 under the lenient rule and 8 under the strict
+one. Source of the setting: Neural Thickets, arXiv 2603.12228.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+PLACEHOLDER = '{question}'
+MAX_ROW_ID = 2**63  # the ledger stores row ids as int64
+
+
+class TaskError(ValueError):
+  """A task, a row or a setting that cannot be used; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One question with its gold answer.
+
+  Fields:
+    row_id: unique in a dataset, the same in every run, 0 <= row_id < 2**63.
+    question: the text that replaces `{question}` in the task's template.
+    gold: the answer, normalised as the task's `extract` does.
+    meta: whatever else a task needs in order to judge.
+
+  Raises:
+    TaskError: row_id is out of range, or the question is empty.
+  """
+
+  row_id: int
+  question: str
+  gold: str
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+  def __post_init__(self):
+    if not 0 <= self.row_id < MAX_ROW_ID:
+      raise TaskError(f'row_id={self.row_id}: must lie in [0, 2**63)')
+    if not self.question.strip():
+      raise TaskError(f'row {self.row_id}: the question is empty')
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+  """Three disjoint lists of rows: to select, to validate and to test on."""
+
+  selection: tuple[Example, ...]
+  validation: tuple[Example, ...]
+  test: tuple[Example, ...]
+
+
+class Task(Protocol):
+  """Turns examples into prompts, and responses into answers and rewards.
+
+  Attributes:
+    name: the key of the table in `thicket.tasks`.
+    output_kind: 'text', 'label' or 'value'.
+    reward_range: least and greatest reward.
+    max_new_tokens: tokens after which a response is cut.
+    stop_strings: a response ends before the first of these.
+    prompt_template: holds `{question}`; its hash is part of the recipe.
+  """
+
+  name: str
+  output_kind: str
+  reward_range: tuple[float, float]
+  max_new_tokens: int
+  stop_strings: tuple[str, ...]
+  prompt_template: str
+
+  def prompt(self, example: Example) -> str:
+    """The user's text; a chat template is put around it elsewhere."""
+    # Not str.format: questions and templates may hold braces of their own.
+    return self.prompt_template.replace(PLACEHOLDER, example.question)
+
+  def extract(self, response: str) -> str | None:
+    """The normalised answer by the strict rule; None abstains."""
+    ...
+
+  def extract_lenient(self, response: str) -> str | None:
+    """The strict answer, or else a guess at what was meant; None abstains."""
+    ...
+
+  def reward(self, answer: str | None, example: Example) -> float:
+    """What selection maximises, in `reward_range`; default 1 if correct."""
+    return float(self.is_correct(answer, example))
+
+  def is_correct(self, answer: str | None, example: Example) -> bool:
+    """What accuracy counts; default equality with the gold answer."""
+    return answer is not None and answer == example.gold
+
+  def group(self, answers: Sequence[str]) -> list[int]:
+    """A class id for each answer, from 0 in order of appearance.
+
+    Answers of one class vote together; by default, equal strings.
+    """
+    ids: dict[str, int] = {}
+    return [ids.setdefault(answer, len(ids)) for answer in answers]
+
+
+@runtime_checkable
+class Generated(Protocol):
+  """A task that makes its own rows."""
+
+  def examples(self) -> Iterator[Example]:
+    """Every row there is, one by one, in a fixed order."""
+    ...
+
+
+@runtime_checkable
+class Parsed(Protocol):
+  """A task whose rows come from a file or a dataset."""
+
+  def parse(self, row: Mapping[str, Any], row_id: int) -> Example:
+    """Reads one row; raises TaskError naming the field at fault."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+  """What one answer is worth; `answer` is the strict one, None if abstained."""
+
+  reward: float
+  lenient_reward: float
+  is_correct: bool
+  answer: str | None
+
+
+def judge(task: Task, response: str, example: Example) -> Judgement:
+  """Judges a response: of the base model, or of a member.
+
+  Raises:
+    TaskError: the task gave a reward outside its own range.
+  """
+  lenient = judge_answer(task, task.extract_lenient(response), example)
+  strict = judge_answer(task, task.extract(response), example)
+  return dataclasses.replace(strict, lenient_reward=lenient.reward)
+
+
+def judge_answer(task: Task, answer: str | None, example: Example) -> Judgement:
+  """Judges an answer that is already normalised, such as a vote's.
+
+  There is no response to be lenient about: both rewards are equal.
+
+  Raises:
+    TaskError: the task gave a reward outside its own range.
+  """
+  reward = float(task.reward(answer, example))
+  low, high = task.reward_range
+  if not (math.isfinite(reward) and low <= reward <= high):
+    raise TaskError(
+      f'{task.name}, row {example.row_id}: reward {reward} for answer '
+      f'{answer!r} is outside reward_range [{low}, {high}]'
+    )
+  return Judgement(
+    reward=reward,
+    lenient_reward=reward,
+    is_correct=bool(task.is_correct(answer, example)),
+    answer=answer,
+  )
+
+
+def check_settings(task: Task) -> None:
+  """Raises TaskError where a setting that users may change makes no sense."""
+  if task.prompt_template.count(PLACEHOLDER) != 1:
+    raise TaskError(
+      f'{task.name}: prompt_template={task.prompt_template!r} must hold '
+      f'{PLACEHOLDER} once'
+    )
+  if task.max_new_tokens < 1:
+    raise TaskError(
+      f'{task.name}: max_new_tokens={task.max_new_tokens} must be at least 1'
+    )

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GSM8K: grade-school word problems (Cobbe et al., arXiv 2110.14168).
+
+Its solutions end with a line '#### <number>', and the prompt asks for the
+same, so that prompt and extractor agree. Answers are compared and counted as
+numbers: '18.', '$18' and '18.00' are one vote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from thicket.tasks import base, numbers
+
+MARK = '####'
+
+
+@dataclasses.dataclass(frozen=True)
+class Gsm8k(base.Task):
+  """Word problems with one number as the answer.
+
+  The strict rule reads what follows the last '####' on its line, which must
+  hold exactly one number ('#### $1,080 in all' does, '#### 3 * 6 = 18' does
+  not); everything else abstains. The lenient rule falls back on the last
+  number of the response.
+  """
+
+  prompt_template: str = (
+    '{question}\n\nReason step by step, then end with one last line of the '
+    'form "#### <number>".'
+  )
+  max_new_tokens: int = 256
+
+  name: ClassVar[str] = 'gsm8k'
+  output_kind: ClassVar[str] = 'text'
+  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+  stop_strings: ClassVar[tuple[str, ...]] = ()
+
+  def __post_init__(self):
+    base.check_settings(self)
+
+  def parse(self, row: Mapping[str, Any], row_id: int) -> base.Example:
+    """Reads the fields `question` and `answer` of one row.
+
+    Raises:
+      TaskError: a field is missing or no text, or the answer has no number
+        after its last '####'.
+    """
+    for field in ('question', 'answer'):
+      if not isinstance(row.get(field), str):
+        raise base.TaskError(
+          f'field {field!r} is {row.get(field)!r}, not text; '
+          f'the row has {sorted(map(str, row))}'
+        )
+    gold = self.extract(row['answer'])
+    if gold is None:
+      raise base.TaskError(
+        f'answer {row["answer"][-40:]!r} does not end with "{MARK} <number>"'
+      )
+    return base.Example(row_id, row['question'], gold)
+
+  def extract(self, response: str) -> str | None:
+    """The normalised answer by the strict rule; None abstains."""
+    _, mark, rest = response.rpartition(MARK)
+    return numbers.only_number(rest.split('\n', 1)[0]) if mark else None
+
+  def extract_lenient(self, response: str) -> str | None:
+    """The strict answer, or else the last number of the response."""
+    strict = self.extract(response)
+    return strict if strict is not None else numbers.last_number(response)
