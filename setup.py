@@ -27,7 +27,7 @@ setuptools.setup(
     'flax>=0.12',
     'gguf>=0.17',  # dequantisation of GGUF blocks
     'jax>=0.10',
-    'jinja2>=3.1',  # chat templates, in its sandbox
+    'jinja2>=3.1.6',  # chat templates, in its sandbox
     'ml_collections>=1.1',
     'numpy>=2.0',
     'optax>=0.2.5',

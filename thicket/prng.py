@@ -103,7 +103,7 @@ def threefry2x32(
 
 
 def name_words(name: str) -> tuple[int, int]:
-  """A tensor name as (high, low) 32-bit words of its SHA-256's first 8 bytes."""
+  """The first 8 bytes of a name's SHA-256 as (high, low) 32-bit words."""
   digest = hashlib.sha256(name.encode()).digest()
   return (
     int.from_bytes(digest[:4], 'big'),

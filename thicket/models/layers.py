@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 
 def product(weight: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
-  """weight [E, D] @ x [D, ...] -> [E, ...], in `dtype` or the dtype of x."""
+  """Weight [E, D] @ x [D, ...] -> [E, ...], in `dtype` or the dtype of x."""
   return jax.lax.dot_general(
     weight.astype(x.dtype),
     x,
