@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from thicket.tasks import base, numbers
 
-# Operands are 2..99; a product has one factor in 2..12 (a times table's).
+# Operands are 2..50; a product has one factor in 2..12 (a times table's).
 # 0 and 1 are left out because then an operand may be the answer.
-LEAST, MOST, MOST_FACTOR = 2, 99, 12
+LEAST, MOST, MOST_FACTOR = 2, 50, 12
 OPERATORS = '+-*'
 
 _CLAIM = re.compile(r'=|\bequals\b|\bequal to\b|\bis\b', re.IGNORECASE)

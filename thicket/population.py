@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The population, and the loop that takes its members through a step.
+
+Populations are nested: member i of N = 100 is member i of N = 5000, with the
+same sigma. A chunk of members is materialised on every device of the mesh, a
+step is dispatched on it, and while the devices work the host gets the results
+of the chunk before: reading text and judging it overlaps with generation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from thicket import sharding
+from thicket.perturb import Perturber
+
+BASE = -1  # the member id of the unperturbed model
+
+Tree = Any
+# (weights [M, ...], int32 ids [M]) -> tree of arrays [M, ...], dispatched
+Step = Callable[[Tree, jax.Array], Tree]
+
+
+class PopulationError(ValueError):
+  """A population that cannot be drawn; the message names the setting."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+  """N members around one base model.
+
+  Attributes:
+    seed: root seed, 0 <= seed < 2**64.
+    size: N, at least 1. Not part of what a member is.
+    sigmas: the standard deviations in turn: member i has
+      `sigmas[i % len(sigmas)]`, so that every prefix of the population is
+      balanced over them.
+
+  Raises:
+    PopulationError: a field is out of range.
+  """
+
+  seed: int
+  size: int
+  sigmas: tuple[float, ...]
+
+  def __post_init__(self):
+    if not 0 <= self.seed < 2**64:
+      raise PopulationError(f'seed = {self.seed} is outside [0, 2**64)')
+    if not 1 <= self.size < 2**31:
+      raise PopulationError(
+        f'population size N = {self.size} is outside [1, 2**31)'
+      )
+    if not self.sigmas:
+      raise PopulationError('no sigma: give at least one, such as 0.001')
+    for sigma in self.sigmas:
+      if not (math.isfinite(sigma) and sigma >= 0):
+        raise PopulationError(f'sigma = {sigma} is not a finite number >= 0')
+
+  def ids(self) -> np.ndarray:
+    """int32 [N], the ids of all members, 0 to N - 1."""
+    return np.arange(self.size, dtype=np.int32)
+
+  def sigma_index(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Which of `sigmas` each member has; meaningless for the base."""
+    return np.asarray(member_ids) % len(self.sigmas)
+
+  def sigma(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """float64 [M], the sigma of each member; 0 for the base."""
+    ids = np.asarray(member_ids)
+    sigmas = np.asarray(self.sigmas, np.float64)[self.sigma_index(ids)]
+    return np.where(ids == BASE, 0.0, sigmas)
+
+
+class Members:
+  """Takes members through steps, a chunk at a time, in reused memory."""
+
+  def __init__(
+    self,
+    perturber: Perturber,
+    population: Population,
+    mesh: Mesh,
+    per_device: int,
+  ):
+    """Prepares the loop.
+
+    Args:
+      perturber: writes members' weights.
+      population: gives members their sigmas.
+      mesh: the mesh of `perturber`.
+      per_device: members on a device at a time. Bits of results may depend on
+        it (it is the shape of every product) but not on the mesh.
+
+    Raises:
+      PopulationError: `per_device` is below 1.
+    """
+    if per_device < 1:
+      raise PopulationError(f'members per device = {per_device} is below 1')
+    self._perturber, self._population, self._mesh = perturber, population, mesh
+    self._chunk = per_device * sharding.num_devices(mesh)
+    self._buffers: Tree | None = None
+
+  def run(
+    self, member_ids: Sequence[int] | np.ndarray, step: Step
+  ) -> Iterator[tuple[np.ndarray, Tree]]:
+    """Yields (ids [m], results on the host, arrays [m, ...]) chunk by chunk.
+
+    The last chunk is filled with the base, whose results are dropped, so that
+    every chunk has one shape. Chunks come in order; the results of one are
+    yielded when the next has been dispatched.
+    """
+    ids = np.asarray(member_ids, np.int32)
+    ahead = None
+    for start in range(0, len(ids), self._chunk):
+      chunk = ids[start : start + self._chunk]
+      fill = np.full(self._chunk - len(chunk), BASE, np.int32)
+      results = self._dispatch(np.append(chunk, fill), step)
+      if ahead is not None:
+        yield self._collect(*ahead)
+      ahead = chunk, results
+    if ahead is not None:
+      yield self._collect(*ahead)
+
+  def _dispatch(self, chunk: np.ndarray, step: Step) -> Tree:
+    # Taken before it is donated: were the step interrupted, the next run
+    # would otherwise be handed deleted arrays.
+    buffers, self._buffers = self._buffers, None
+    if buffers is None:
+      buffers = self._perturber.buffers(self._chunk)
+    sigmas = self._population.sigma(chunk)
+    weights = self._perturber.write(chunk, sigmas, buffers)
+    ids = jax.device_put(chunk, sharding.over_members(self._mesh))
+    results = step(weights, ids)
+    self._buffers = weights
+    return results
+
+  @staticmethod
+  def _collect(chunk: np.ndarray, results: Tree) -> tuple[np.ndarray, Tree]:
+    host = jax.device_get(results)
+    return chunk, jax.tree.map(lambda array: array[: len(chunk)], host)

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run on a language model, from the configuration to the summary.
+
+RandOpt (arXiv 2603.12228, algorithm 1): score the base and N members on the
+selection rows, keep the K best, let them vote on rows that nothing was chosen
+on. Finished ranges of members are saved as they come and skipped by the next
+run of the same recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from rich.console import Console
+
+import thicket
+from thicket import (
+  data,
+  engine,
+  evaluation,
+  perturb,
+  prng,
+  report,
+  selection,
+  sharding,
+  tasks,
+  trees,
+)
+from thicket.blocks import Block
+from thicket.ledger import Ledger, LedgerError
+from thicket.models import hub
+from thicket.models.load import LoadedModel, load
+from thicket.population import BASE, Members, Population, PopulationError
+from thicket.progress import tally
+from thicket.recipe import recipe_hash
+
+
+class ConfigError(ValueError):
+  """A setting that makes no sense; the message names it and its value."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """What a configuration asks for, checked before any model is loaded."""
+
+  task: tasks.Task
+  splits: tasks.base.Splits
+  population: Population
+  sizes: tuple[int, ...]  # K of each vote, ascending
+  max_new_tokens: int
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+  """Checks a configuration and reads its data.
+
+  Raises:
+    ConfigError, TaskError, PopulationError, HubError: naming the setting.
+  """
+  hub.check_name(config.model.name)
+  settings = {
+    name: config.task[name]
+    for name in ('prompt_template',)
+    if config.task[name] is not None
+  }
+  task = tasks.make(config.task.name, **settings)
+  population = Population(
+    config.seed, config.population.size, tuple(config.population.sigmas)
+  )
+  sizes = tuple(sorted(set(config.ensemble.sizes)))
+  if not sizes or sizes[0] < 1:
+    raise ConfigError(
+      f'ensemble.sizes = {tuple(config.ensemble.sizes)}: K is at least 1'
+    )
+  if sizes[-1] > population.size:
+    raise ConfigError(
+      f'ensemble.sizes asks for K = {sizes[-1]} of N = {population.size} '
+      'members; lower K or raise population.size'
+    )
+  _one_of('population.family', config.population.family, perturb.FAMILIES)
+  _one_of('population.scale', config.population.scale, perturb.SCALES)
+  for name in ('members_per_device', 'members_per_range'):
+    if config.run[name] < 1:
+      raise ConfigError(f'run.{name} = {config.run[name]} is below 1')
+  limit = config.decode.max_new_tokens
+  limit = task.max_new_tokens if limit is None else limit
+  if limit < 1:
+    raise ConfigError(f'decode.max_new_tokens = {limit} is below 1')
+  if config.decode.rows < 1:
+    raise ConfigError(f'decode.rows = {config.decode.rows} is below 1')
+  splits = data.load(
+    task,
+    num_selection=config.data.num_selection,
+    num_validation=config.data.num_validation,
+    num_test=config.data.num_test,
+    seed=config.seed,
+    path=config.task.path,
+    source=config.task.source,
+  )
+  return Plan(task, splits, population, sizes, limit)
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+  if value not in known:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ConfigError(f'{name} = {value!r}; {hint}known: {", ".join(known)}')
+
+
+def make_recipe(
+  config: ml_collections.ConfigDict, plan: Plan, model: LoadedModel
+) -> dict[str, Any]:
+  """Everything that a stored score depends on, and nothing else.
+
+  N, K, the mesh, chunks and folders are left out: changing them must find the
+  members that are already there.
+  """
+  template = plan.task.prompt_template.encode()
+  return {
+    'thicket': thicket.__version__,
+    'model': {
+      'name': model.name,
+      'sha256': model.sha256,
+      'dtype': config.model.dtype,
+      'tree': trees.fingerprint(model.params, model.spec),
+    },
+    'task': {
+      'name': plan.task.name,
+      'prompt_template': hashlib.sha256(template).hexdigest(),
+      'stop_strings': list(plan.task.stop_strings),
+    },
+    'data': data.data_hash(plan.splits),
+    'noise': {
+      'prng': prng.NAME,
+      'version': prng.VERSION,
+      'seed': config.seed,
+      'family': config.population.family,
+      'scale': config.population.scale,
+      'sigmas': [float(sigma) for sigma in plan.population.sigmas],
+      'only': config.population.only,
+      'skip': config.population.skip,
+      'arithmetic': _arithmetic(),
+    },
+    'decoding': {
+      'rule': 'greedy',
+      'max_new_tokens': plan.max_new_tokens,
+      'rows': config.decode.rows,
+    },
+  }
+
+
+def _arithmetic() -> str:
+  """The class of devices on which Gaussian deviates have equal bits.
+
+  On CPU it is the fused multiply-add that changes the last bit.
+  """
+  backend = jax.default_backend()
+  if backend != 'cpu':
+    return f'{backend}:{jax.devices()[0].device_kind}'
+  try:
+    flags = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
+  except OSError:
+    return f'cpu:{platform.machine()}'
+  fma = '+fma' if 'fma' in flags else ''
+  return f'cpu:{platform.machine()}{fma}'
+
+
+class Run:
+  """The pieces of a run, made once; `finish` tells the story."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str | None = None,
+    console: Console | None = None,
+  ):
+    """Loads the model, prepares prompts and opens the ledger.
+
+    Args:
+      config: as `configs/llm.py` makes it.
+      workdir: folder of the run; by default named by task, model and recipe,
+        so that the same recipe resumes and no other one collides.
+      console: where progress and tables go.
+
+    Raises:
+      Any of the project's errors, before anything is computed.
+    """
+    self.console = console or Console()
+    self.config = config
+    self.plan = make_plan(config)
+    start = time.monotonic()
+    model = load(config.model.name, config.model.dtype)
+    parameters = sum(x.size for x in jax.tree.leaves(model.params))
+    logging.info(
+      'loaded %s, %.1f M parameters, in %.1f s',
+      model.name,
+      parameters / 1e6,
+      time.monotonic() - start,
+    )
+    recipe = make_recipe(config, self.plan, model)
+    if workdir is None:
+      name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
+      workdir = os.path.join('runs', name)
+    self.workdir = pathlib.Path(workdir)
+    splits = self.plan.splits
+    prefix, self._questions = evaluation.prepare(
+      self.plan.task,
+      model.tokenizer,
+      {'selection': splits.selection, 'test': splits.test},
+      rows=config.decode.rows,
+      max_new_tokens=self.plan.max_new_tokens,
+      context_length=model.decoder.config.context_length,
+    )
+    self._ledger = Ledger.open(self.workdir / 'ledger', recipe)
+    mesh = sharding.make_mesh()
+    try:
+      mask = trees.trainable(
+        model.spec,
+        only=config.population.only,
+        skip=config.population.skip,
+      )
+    except ValueError as error:
+      raise ConfigError(f'population.only, population.skip: {error}') from error
+    perturber = perturb.Perturber(
+      sharding.replicate(mesh, model.params),
+      model.spec,
+      seed=config.seed,
+      mesh=mesh,
+      family=config.population.family,
+      scale=config.population.scale,
+      mask=mask,
+    )
+    self._engine = engine.Engine(
+      model.decoder,
+      evaluation.decoding(
+        self.plan.task,
+        model.tokenizer,
+        vocab_size=model.decoder.config.vocab_size,
+        max_new_tokens=self.plan.max_new_tokens,
+      ),
+      mesh=mesh,
+      in_axes=perturber.in_axes,
+      prefix=prefix,
+      dtype=jax.tree.leaves(model.params)[0].dtype,
+    )
+    self._members = Members(
+      perturber, self.plan.population, mesh, config.run.members_per_device
+    )
+    self._judge = evaluation.Judge(
+      self.plan.task, model.tokenizer, keep_texts=config.run.keep_texts
+    )
+    self._work = {'members': 0, 'tokens': 0, 'seconds': 0.0}
+
+  def finish(self) -> report.Summary:
+    """Scores, selects, votes, prints the tables and writes summary.json.
+
+    Whatever interrupts it, judged members are saved first.
+    """
+    population, sizes = self.plan.population, self.plan.sizes
+    self._answer('selection', [BASE], 'base on selection')
+    self._answer('selection', population.ids(), 'members on selection')
+    scored = self._view('selection', [BASE, *population.ids()])
+    chosen = report.selection_summary(scored, population)
+    self.console.print(report.selection_table(chosen))
+
+    best = selection.top_k(report.scores(scored)[1:], sizes[-1])
+    ranked = [int(i) for i in best]
+    self._answer('test', [BASE], 'base on test')
+    self._answer('test', sorted(ranked), f'{len(ranked)} selected on test')
+    tested = self._view('test', [BASE, *sorted(ranked)])
+    test = report.test_summary(
+      self.plan.task, self.plan.splits.test, tested, ranked, sizes
+    )
+    self.console.print(report.test_table(test))
+
+    summary = {
+      'recipe': self._ledger.recipe,
+      'selection': chosen,
+      'selected': [
+        {
+          'member': i,
+          'sigma': float(population.sigma([i])[0]),
+          'score': float(report.scores(report.member(scored, i))[0]),
+        }
+        for i in ranked
+      ],
+      'test': test,
+      'work': self._work_summary(scored, tested),
+    }
+    if jax.process_index() == 0:
+      _write(self.workdir / 'summary.json', json.dumps(summary, indent=2))
+    return summary
+
+  def _view(self, split: str, ids: Sequence[int]) -> Block:
+    return self._ledger.view(split, ids, self._questions[split].row_ids)
+
+  def _answer(self, split: str, ids: Sequence[int], label: str) -> None:
+    """Has the members answer the split's questions, unless they have before."""
+    questions = self._questions[split]
+    seen = self._ledger.seen(split, ids, questions.row_ids).all(axis=(1, 2))
+    todo = np.asarray(ids, np.int32)[~seen]
+    if seen.any():
+      self.console.print(f'{label}: {seen.sum()} of {len(seen)} are stored')
+    if not todo.size:
+      return
+    step = engine.answer_all(self._engine, questions.batches)
+    saver = _Saver(self._ledger, split, self.config.run.members_per_range)
+    start, compiled = time.monotonic(), self._engine.compile_s
+    with tally(self.console, label, len(todo)) as progress, saver:
+      for chunk, generated in self._members.run(todo, step):
+        block = self._judge(questions, chunk, generated)
+        saver.add(block)
+        self._log(split, block)
+        progress.advance(len(chunk))
+        self._work['members'] += len(chunk)
+        self._work['tokens'] += int(block.num_tokens.sum())
+    compiling = self._engine.compile_s - compiled
+    self._work['seconds'] += time.monotonic() - start - compiling
+
+  def _log(self, split: str, block: Block) -> None:
+    """Adds a line for each member to metrics.jsonl, for eyes and plots."""
+    if jax.process_index() != 0:
+      return
+    with open(self.workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+      for i, score in zip(block.members, report.scores(block), strict=True):
+        one = report.member(block, i)
+        line = {
+          'split': split,
+          'member': int(i),
+          'sigma': float(self.plan.population.sigma([i])[0]),
+          'score': float(score),
+          'accuracy': float(one.correct.mean()),
+          'tokens': int(one.num_tokens.sum()),
+        }
+        file.write(json.dumps(line) + '\n')
+
+  def _work_summary(self, scored: Block, tested: Block) -> dict[str, Any]:
+    work = self._work
+    seconds = work['seconds']
+    return {
+      'generated_tokens': {
+        'selection': int(scored.num_tokens.sum()),
+        'test': int(tested.num_tokens.sum()),
+      },
+      'this_run': {
+        **work,
+        'compile_seconds': self._engine.compile_s,
+        'tokens_per_second': work['tokens'] / seconds if seconds else 0.0,
+      },
+      'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    }
+
+
+class _Saver:
+  """Saves judged members in ranges of a size that no chunk size changes.
+
+  Left by an exception (Ctrl-C too) it saves the unfinished range first.
+  """
+
+  def __init__(self, ledger: Ledger, split: str, size: int):
+    self._ledger, self._split, self._size = ledger, split, size
+    self._start_over()
+
+  def _start_over(self):
+    # The ledger merges blocks already: one in memory is the pile.
+    self._pile = Ledger.in_memory(self._ledger.recipe)
+    self._ids: list[int] = []
+
+  def add(self, block: Block) -> None:
+    self._pile.append(self._split, block)
+    self._ids += block.members.tolist()
+    while len(self._ids) >= self._size:
+      self._save(self._size)
+
+  def _save(self, number: int) -> None:
+    ids, rest = self._ids[:number], self._ids[number:]
+    pile = self._pile
+    self._ledger.append(self._split, pile.view(self._split, ids))
+    self._start_over()
+    if rest:
+      self._pile.append(self._split, pile.view(self._split, rest))
+      self._ids = rest
+
+  def __enter__(self) -> _Saver:
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if self._ids and not isinstance(error, LedgerError):
+      self._save(len(self._ids))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Replaces a text file whole: a reader never sees half of it."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  try:
+    temporary.write_text(text + '\n', encoding='utf-8')
+    os.replace(temporary, path)
+  except OSError as error:
+    raise LedgerError(
+      f'{path}: cannot be written ({error.strerror}); the ledger is complete, '
+      'the same command writes it again'
+    ) from error
+
+
+USER_ERRORS = (
+  ConfigError,
+  PopulationError,
+  LedgerError,
+  tasks.TaskError,
+  hub.HubError,
+)
