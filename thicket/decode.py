@@ -250,8 +250,8 @@ def generate(
     member_ids: int32 [M], for the token rule.
     prefix: what `prefill_prefix` gave.
     prompts: B rows of bucket S.
-    caches: what `empty_caches` gave, of any content, C = `cache_slots(S, G)`; meant to be
-      donated.
+    caches: what `empty_caches` gave for C = `cache_slots(S, G)`, of any
+      content; meant to be donated.
 
   Returns:
     The answers, and the caches for the next batch.

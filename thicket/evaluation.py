@@ -84,8 +84,9 @@ def prepare(
           'drop the row or lower config.decode.max_new_tokens'
         )
       encoded[split].append(tokens)
-  shared = decode.shared_prefix(sum(encoded.values(), []))
-  prefix = next(tokens for some in encoded.values() for tokens in some)[:shared]
+  everything = [tokens for some in encoded.values() for tokens in some]
+  shared = decode.shared_prefix(everything)
+  prefix = everything[0][:shared]
   questions = {
     split: Questions(
       split,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress with rate and time left: a bar on a terminal, log lines elsewhere."""
+"""Progress with rate and time left: a bar on a terminal, else log lines."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
 
 
 def _users_own_rules():
-  """Users' models are traced under JAX's defaults, not under our strict ones."""
+  """Traces users' models under JAX's defaults, not under strict rules."""
   stack = contextlib.ExitStack()
   stack.enter_context(jax.numpy_dtype_promotion('standard'))
   stack.enter_context(jax.numpy_rank_promotion('allow'))

@@ -34,7 +34,7 @@ from thicket.models.layers import Embed, Linear, RMSNorm
 
 
 class KeyValue(NamedTuple):
-  """Keys and values of one layer, laid out as the two products of attention read them.
+  """Keys and values of one layer, laid out as attention reads them.
 
   Attributes:
     key: [B, K, H, time], already rotated; time is last so that the product
@@ -234,7 +234,8 @@ class Decoder(nn.Module):
       all_logits: logits of all T positions rather than of the last.
 
     Returns:
-      float32 logits [B, V], or [B, T, V]; and a `KeyValue` for each layer. What stands at padding is finite and means nothing.
+      float32 logits [B, V], or [B, T, V]; and a `KeyValue` for each layer.
+      What stands at padding is finite and means nothing.
     """
     c = self.config
     T = tokens.shape[1]
