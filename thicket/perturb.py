@@ -192,21 +192,24 @@ class Perturber:
     if family not in FAMILIES:
       raise ValueError(f'noise family {family!r} is not one of {FAMILIES}')
     trees.check_spec(base, spec)
+    for path, array in jax.tree_util.tree_leaves_with_path(base):
+      if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+          f'{trees.path_name(path)} is {array.dtype}: only float arrays can be '
+          'perturbed; keep others out of the parameters'
+        )
     prng.check_seed(seed)
     prng.check_names([s.name for s in trees.segments(spec)])
     mask = trees.trainable(spec) if mask is None else mask
     scales = tensor_scales(base, spec, scale)
     self._base, self._structure = jax.tree.flatten(base)
     self._leaves = jax.tree.leaves(spec)
-    is_tuple = lambda node: (
-      isinstance(node, tuple) and all(isinstance(item, bool) for item in node)
-    )
+    # The mask's leaves are the tuples of flags that stand at our arrays.
+    flags = self._structure.flatten_up_to(mask)
     self._scales = [
-      factors * np.asarray(moves, np.float64)
-      for factors, moves in zip(
-        jax.tree.leaves(scales),
-        jax.tree.leaves(mask, is_leaf=is_tuple),
-        strict=True,
+      factors * _flags_of(leaf, moves)
+      for factors, moves, leaf in zip(
+        jax.tree.leaves(scales), flags, self._leaves, strict=True
       )
     ]
     self._seed, self._mesh, self._family = seed, mesh, family
@@ -219,12 +222,9 @@ class Perturber:
 
   def buffers(self, num_members: int) -> Tree:
     """Memory for `num_members` members' weights, to be donated to `write`."""
-
-    def empty(array):
-      return jnp.zeros((num_members, *array.shape), array.dtype)
-
+    placed = sharding.over_members(self._mesh)
     arrays = [
-      jax.jit(empty, out_shardings=sharding.over_members(self._mesh))(array)
+      jnp.zeros((num_members, *array.shape), array.dtype, device=placed)
       if scales.any()
       else array
       for array, scales in zip(self._base, self._scales, strict=True)
@@ -248,10 +248,19 @@ class Perturber:
 
     Returns:
       The base's tree with [M, ...] arrays sharded over members.
+
+    Raises:
+      ValueError: ids below -1, or sigmas that do not fit them.
     """
-    placed = sharding.over_members(self._mesh)
     ids = np.asarray(member_ids)
-    sigmas = np.where(ids < 0, 0.0, np.asarray(sigmas, np.float64))
+    sigmas = np.asarray(sigmas, np.float64)
+    if ids.shape != sigmas.shape or not np.isfinite(sigmas).all():
+      raise ValueError(
+        f'sigmas {sigmas} do not give each member of {ids} a finite number'
+      )
+    if ids.min() < -1:
+      raise ValueError(f'member id {ids.min()}: ids are -1, the base, or >= 0')
+    sigmas = np.where(ids < 0, 0.0, sigmas)
     arrays = []
     for buffer, base, leaf, scales in zip(
       jax.tree.leaves(buffers),
@@ -274,8 +283,8 @@ class Perturber:
         _materialise(
           buffer,
           base,
-          jax.device_put(keys, placed),
-          jax.device_put(coefficients, placed),
+          sharding.spread(self._mesh, keys),
+          sharding.spread(self._mesh, coefficients),
           family=self._family,
           # Names and layers are in the keys: without them in the static
           # arguments, arrays of one shape share one compiled program.
@@ -284,6 +293,15 @@ class Perturber:
         )
       )
     return jax.tree.unflatten(self._structure, arrays)
+
+
+def _flags_of(leaf: trees.Leaf, moves: Sequence[bool]) -> np.ndarray:
+  if len(moves) != len(leaf.segments):
+    raise ValueError(
+      f'{leaf.segments[0].name}: the mask has {len(moves)} flags for '
+      f'{len(leaf.segments)} tensors'
+    )
+  return np.asarray(moves, np.float64)
 
 
 def _anonymous(leaf: trees.Leaf) -> trees.Leaf:

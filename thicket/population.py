@@ -136,7 +136,7 @@ class Members:
       buffers = self._perturber.buffers(self._chunk)
     sigmas = self._population.sigma(chunk)
     weights = self._perturber.write(chunk, sigmas, buffers)
-    ids = jax.device_put(chunk, sharding.over_members(self._mesh))
+    ids = sharding.spread(self._mesh, chunk)
     results = step(weights, ids)
     self._buffers = weights
     return results

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MEMBERS = 'members'
@@ -39,6 +40,17 @@ def over_members(mesh: Mesh) -> NamedSharding:
 def num_devices(mesh: Mesh) -> int:
   """Devices along the members axis."""
   return mesh.shape[MEMBERS]
+
+
+def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
+  """Puts a host array [M, ...], known to every process, over the members.
+
+  Each process hands in its own part; `device_put` would first compare the
+  array among all processes, at every call.
+  """
+  return jax.make_array_from_callback(
+    array.shape, over_members(mesh), lambda index: array[index]
+  )
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -52,6 +52,8 @@ class Leaf:
   segments: tuple[Segment, ...]
 
   def __post_init__(self):
+    if not self.segments:
+      raise ValueError(f'an array of shape {self.shape} has no segment')
     first = self.shape[0] if self.shape else 1
     total = sum(segment.size for segment in self.segments)
     if total != first:
