@@ -228,7 +228,7 @@ def _horner(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
 
 
 def erf_inv(x: jax.Array, factor: float = 1.0) -> jax.Array:
-  """`factor` times erf_inv(x), for float32 numbers with |x| <= 1 - 2**-24.
+  """The inverse error function for |x| <= 1 - 2**-24, times `factor`.
 
   Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single
   precision; relative error below 3e-7. Our own rather than `jax.lax.erf_inv`

@@ -2,8 +2,8 @@
 """One-step arithmetic: a real, finite task that a 135 M model partly knows.
 
 SmolLM2-135M-Instruct answers 'What is 17 + 25? Answer with a number.' with
-'17 + 25 is equal to 42' and a newline, and is right in a fifth to a third of
-the questions: weak, but with headroom, and 24 tokens a row are enough.
+'17 + 25 = 42' or 'The answer is 42.', and is right in one question of six:
+weak, but with headroom, and 24 tokens a row are enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CLAIM = re.compile(r'=|\bequals\b|\bequal to\b|\bis\b', re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic(base.Task):
-  """Sums, differences and products of two integers, 10,579 in all.
+  """Sums, differences and products of two integers, 2,861 in all.
 
   Differences are positive. Of '17 + 25' and '25 + 17' only one is asked, so
   no fact is both selected and tested on. No operand is ever the answer, so
