@@ -103,6 +103,10 @@ class Decoding:
   def __post_init__(self):
     if self.max_new_tokens < 1:
       raise ValueError(f'max_new_tokens = {self.max_new_tokens} is below 1')
+    vocab_size = self.stop_table.shape[1]
+    if not 0 <= self.pad_id < vocab_size:
+      # An embedding of it would be NaN and spread through the whole row.
+      raise ValueError(f'pad_id = {self.pad_id} is outside [0, {vocab_size})')
 
 
 def greedy(logits: jax.Array, rows: Rows, step: jax.Array) -> jax.Array:
@@ -120,7 +124,7 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
   if not prompts:
     return 0
   first, last = min(prompts), max(prompts)
-  limit = min(len(prompt) for prompt in prompts) - 1
+  limit = max(min(len(prompt) for prompt in prompts) - 1, 0)
   for i in range(limit):
     if first[i] != last[i]:
       return i
@@ -174,15 +178,23 @@ def batches(
 
 
 def empty_caches(
-  model: Decoder, members: int, rows: int, slots: int, dtype: Any
+  model: Decoder,
+  members: int,
+  rows: int,
+  slots: int,
+  dtype: Any,
+  device: Any = None,
 ) -> list[KeyValue]:
-  """Zeroed caches, a pair [M, B, ...] of C slots for each layer."""
+  """Zeroed caches, a pair [M, B, ...] of C slots for each layer.
+
+  `device` is a device or a sharding, by default JAX's own default.
+  """
   c = model.config
   lead = (members, rows, c.num_kv_heads)
   return [
     KeyValue(
-      jnp.zeros((*lead, c.head_dim, slots), dtype),
-      jnp.zeros((*lead, slots, c.head_dim), dtype),
+      jnp.zeros((*lead, c.head_dim, slots), dtype, device=device),
+      jnp.zeros((*lead, slots, c.head_dim), dtype, device=device),
     )
     for _ in range(c.num_layers)
   ]
@@ -251,7 +263,8 @@ def generate(
     prefix: what `prefill_prefix` gave.
     prompts: B rows of bucket S.
     caches: what `empty_caches` gave for C = `cache_slots(S, G)`, of any
-      content; meant to be donated.
+      content. To donate them, jit with `keep_unused=True`: they are memory
+      to write to and are never read.
 
   Returns:
     The answers, and the caches for the next batch.
@@ -349,7 +362,7 @@ def generate(
     stop=jnp.where(idle, jnp.int32(last_state), jnp.int32(0)),
     done=idle,
     tokens=jnp.full((M, B, G), decoding.pad_id, jnp.int32),
-    length=jnp.zeros((M, B), jnp.int32),
+    length=jnp.zeros_like(token),
     caches=caches,
   )
   state = jax.lax.while_loop(unfinished, body, emit(state, token))

@@ -95,11 +95,11 @@ class Engine:
     shape = (members, rows, slots)
     if self._caches is None or self._caches[0] != shape:
       self._caches = None  # freed before the new ones are made
-      empty = jax.jit(
-        lambda: decode.empty_caches(self._model, *shape, self._dtype),
-        out_shardings=sharding.over_members(self._mesh),
+      placed = sharding.over_members(self._mesh)
+      self._caches = (
+        shape,
+        decode.empty_caches(self._model, *shape, self._dtype, placed),
       )
-      self._caches = shape, empty()
 
     def local(weights, ids, prefix, prompts, caches):
       return decode.generate(
@@ -119,9 +119,6 @@ class Engine:
       mesh=self._mesh,
       in_specs=(self._weight_specs, _MEMBERS, _MEMBERS, replicated, _MEMBERS),
       out_specs=_MEMBERS,
-      # Loop predicates differ between devices on purpose, which the check of
-      # replication cannot express.
-      check_vma=False,
     )
     caches, self._caches = self._caches[1], None
     generated, caches = self._call(

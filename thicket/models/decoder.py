@@ -261,7 +261,7 @@ class Decoder(nn.Module):
     if c.tie_head:
       logits = embed.logits(x)
     else:
-      logits = Linear(c.vocab_size, name='head')(x).astype(jnp.float32)
+      logits = Linear(c.vocab_size, jnp.float32, name='head')(x)
     return jnp.moveaxis(logits, 0, -1), fresh
 
 

@@ -16,6 +16,8 @@ Axes: B batch, T query time, D in, E out, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,13 +37,14 @@ class Linear(nn.Module):
   """A product with a kernel (out, in), without a bias."""
 
   features: int  # E
+  dtype: Any = None  # of the result; None takes that of the input
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [D, B, T] to [E, B, T] in the dtype of x."""
+    """Maps [D, ...] to [E, ...]."""
     init = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
     kernel = self.param('kernel', init, (self.features, x.shape[0]))
-    return product(kernel, x)
+    return product(kernel, x, self.dtype)
 
 
 class Embed(nn.Module):
