@@ -61,7 +61,8 @@ class Population:
     if not self.sigmas:
       raise PopulationError('no sigma: give at least one, such as 0.001')
     for sigma in self.sigmas:
-      if not (math.isfinite(sigma) and sigma >= 0):
+      is_number = isinstance(sigma, (int, float))
+      if not (is_number and math.isfinite(sigma) and sigma >= 0):
         raise PopulationError(f'sigma = {sigma} is not a finite number >= 0')
 
   def ids(self) -> np.ndarray:

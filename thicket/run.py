@@ -9,6 +9,7 @@ run of the same recipe.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -17,7 +18,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -80,9 +81,10 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     config.seed, config.population.size, tuple(config.population.sigmas)
   )
   sizes = tuple(sorted(set(config.ensemble.sizes)))
-  if not sizes or sizes[0] < 1:
+  if not sizes or not all(isinstance(k, int) and k >= 1 for k in sizes):
     raise ConfigError(
-      f'ensemble.sizes = {tuple(config.ensemble.sizes)}: K is at least 1'
+      f'ensemble.sizes = {tuple(config.ensemble.sizes)}: K is a whole number, '
+      'at least 1'
     )
   if sizes[-1] > population.size:
     raise ConfigError(
@@ -333,18 +335,24 @@ class Run:
     """Adds a line for each member to metrics.jsonl, for eyes and plots."""
     if jax.process_index() != 0:
       return
-    with open(self.workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
-      for i, score in zip(block.members, report.scores(block), strict=True):
-        one = report.member(block, i)
-        line = {
-          'split': split,
-          'member': int(i),
-          'sigma': float(self.plan.population.sigma([i])[0]),
-          'score': float(score),
-          'accuracy': float(one.correct.mean()),
-          'tokens': int(one.num_tokens.sum()),
-        }
-        file.write(json.dumps(line) + '\n')
+    lines = []
+    for i, score in zip(block.members, report.scores(block), strict=True):
+      one = report.member(block, i)
+      line = {
+        'split': split,
+        'member': int(i),
+        'sigma': float(self.plan.population.sigma([i])[0]),
+        'score': float(score),
+        'accuracy': float(one.correct.mean()),
+        'tokens': int(one.num_tokens.sum()),
+      }
+      lines.append(json.dumps(line) + '\n')
+    path = self.workdir / 'metrics.jsonl'
+    with (
+      _disk_errors(path),
+      open(path, 'a', encoding='utf-8') as file,
+    ):
+      file.writelines(lines)
 
   def _work_summary(self, scored: Block, tested: Block) -> dict[str, Any]:
     work = self._work
@@ -387,8 +395,8 @@ class _Saver:
   def _save(self, number: int) -> None:
     ids, rest = self._ids[:number], self._ids[number:]
     pile = self._pile
+    self._start_over()  # first: a save that failed is not tried again
     self._ledger.append(self._split, pile.view(self._split, ids))
-    self._start_over()
     if rest:
       self._pile.append(self._split, pile.view(self._split, rest))
       self._ids = rest
@@ -397,21 +405,24 @@ class _Saver:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    if self._ids and not isinstance(error, LedgerError):
+    if self._ids:
       self._save(len(self._ids))
 
 
 def _write(path: pathlib.Path, text: str) -> None:
   """Replaces a text file whole: a reader never sees half of it."""
   temporary = path.with_name(f'{path.name}.tmp')
-  try:
+  with _disk_errors(path):
     temporary.write_text(text + '\n', encoding='utf-8')
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
   except OSError as error:
-    raise LedgerError(
-      f'{path}: cannot be written ({error.strerror}); the ledger is complete, '
-      'the same command writes it again'
-    ) from error
+    raise LedgerError(f'{path}: cannot be written: {error.strerror}') from error
 
 
 USER_ERRORS = (

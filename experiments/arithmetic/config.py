@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RandOpt on one-step arithmetic with SmolLM2-135M; the argument is the seed."""
+"""RandOpt on one-step arithmetic; the argument is the seed."""
 
 import ml_collections
 

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom, and other rules that can be read off the source."""
+
+import ast
+import graphlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'thicket'
+MAX_LINES = 400
+
+# A file imports from its own level and from lower ones, without cycles. A new
+# file gets the lowest level that its imports allow.
+LEVELS = {
+  'trees': 0,
+  'prng': 0,
+  'metrics': 0,
+  'progress': 0,
+  'arguments': 0,
+  'tasks': 0,
+  'tasks.base': 0,
+  'tasks.numbers': 0,
+  'tasks.arithmetic': 0,
+  'tasks.gsm8k': 0,
+  'sharding': 1,
+  'perturb': 1,
+  'models': 2,
+  'models.layers': 2,
+  'models.decoder_config': 2,
+  'models.decoder': 3,
+  'models.hub': 3,
+  'models.gguf': 3,
+  'models.tokenizer': 3,
+  'models.load': 3,
+  'data': 3,
+  'decode': 4,
+  'population': 5,
+  'selection': 5,
+  'voting': 5,
+  'recipe': 5,
+  'blocks': 5,
+  'ledger': 5,
+  'engine': 5,
+  'evaluation': 6,
+  'report': 6,
+  'search': 7,
+  '': 7,  # thicket/__init__.py: the library's front door is `search`
+  'run': 8,
+  'main': 9,
+}
+
+
+def _name(path):
+  """The module's name inside the package; '' for the package itself."""
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  return '.'.join(part for part in parts if part != '__init__')
+
+
+FILES = {_name(path): path for path in sorted(PACKAGE.rglob('*.py'))}
+SOURCES = sorted(
+  [
+    ROOT / 'setup.py',
+    *(
+      path
+      for folder in ('thicket', 'tests', 'configs', 'experiments')
+      for path in (ROOT / folder).rglob('*.py')
+    ),
+  ]
+)
+
+
+def _modules(path):
+  """Full names of what a file imports, at its top or inside functions."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      found.update(alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import in line {node.lineno}'
+      for alias in node.names:
+        inner = f'{node.module}.{alias.name}'
+        is_module = inner.removeprefix('thicket.') in FILES
+        found.add(inner if is_module else node.module)
+  return found
+
+
+def _ours(path):
+  """The modules of the package that a file imports, by their short names."""
+  return {
+    module.removeprefix('thicket').removeprefix('.')
+    for module in _modules(path)
+    if module.split('.')[0] == 'thicket'
+  }
+
+
+def _roots(path):
+  return {module.split('.')[0] for module in _modules(path)}
+
+
+def test_every_file_has_a_level():
+  assert sorted(FILES) == sorted(LEVELS)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_imports_go_down_or_stay_on_their_level(name):
+  for module in _ours(FILES[name]):
+    assert module in FILES, f'{name} imports thicket.{module}: no such file'
+    assert LEVELS[module] <= LEVELS[name], (
+      f'{name} (level {LEVELS[name]}) imports {module} '
+      f'(level {LEVELS[module]})'
+    )
+
+
+def test_there_are_no_cycles():
+  graph = {name: _ours(path) - {name} for name, path in FILES.items()}
+  order = list(graphlib.TopologicalSorter(graph).static_order())
+  assert sorted(order) == sorted(FILES)
+  # The parser does see imports: a run stands on nearly everything.
+  assert {'', 'models.load', 'ledger', 'tasks', 'prng'} <= graph['run']
+  assert order.index('trees') < order.index('perturb') < order.index('run')
+
+
+def test_tests_and_experiments_are_imported_by_nobody():
+  theirs = {path.stem for path in (ROOT / 'tests').glob('*.py')}
+  theirs |= {'tests', 'experiments', 'configs'}
+  for name, path in FILES.items():
+    assert not _roots(path) & theirs, name
+
+
+@pytest.mark.parametrize(
+  ('names', 'allowed'),
+  [
+    ('tasks', set()),
+    ('metrics', {'numpy', 'scipy'}),
+    ('recipe', set()),
+    ('models.gguf', {'numpy', 'gguf'}),
+  ],
+)
+def test_what_needs_no_jax_stays_without_it(names, allowed):
+  for name in FILES:
+    if name == names or name.startswith(f'{names}.'):
+      foreign = _roots(FILES[name]) - set(sys.stdlib_module_names)
+      assert foreign <= allowed | {'thicket'}, name
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_files_are_of_a_readable_size(name):
+  lines = FILES[name].read_text(encoding='utf-8').splitlines()
+  assert len(lines) <= MAX_LINES
+
+
+def test_every_source_names_its_licence_first():
+  line = '# SPDX-License-Identifier: Apache-2.0'
+  without = [
+    str(path.relative_to(ROOT))
+    for path in SOURCES
+    if path.read_text(encoding='utf-8').partition('\n')[0] != line
+  ]
+  assert len(SOURCES) > len(FILES) > 30
+  assert without == []
+
+
+def test_every_file_says_what_it_is():
+  for name, path in FILES.items():
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    if tree.body:  # an empty __init__.py needs no words
+      assert ast.get_docstring(tree), name
+
+
+def test_nothing_is_evaluated_from_text():
+  for name, path in FILES.items():
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Name):
+        assert node.id not in ('eval', 'exec', '__import__'), name
+
+
+def test_only_the_command_line_configures_jax():
+  users = set()
+  for name, path in FILES.items():
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Attribute) and node.attr == 'config':
+        owner = node.value
+        if isinstance(owner, ast.Name) and owner.id == 'jax':
+          users.add(name)
+  assert users == {'main'}
+
+
+PROBE = """
+import json, sys
+import jax
+before = dict(jax.config.values)
+import thicket
+for name in sys.argv[1:]:
+  __import__(name)
+from jax._src import xla_bridge
+after = dict(jax.config.values)
+print(json.dumps({
+  'backends': sorted(xla_bridge._backends),
+  'changed': sorted(key for key in before if before[key] != after[key]),
+  'exported': sorted(thicket.__all__),
+}))
+jax.devices()
+print(len(xla_bridge._backends))
+"""
+
+
+def test_importing_does_no_work():
+  names = [f'thicket.{name}' for name in FILES if name]
+  done = subprocess.run(
+    [sys.executable, '-c', PROBE, *names],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  found, started = done.stdout.splitlines()
+  assert json.loads(found) == {
+    'backends': [],
+    'changed': [],
+    'exported': ['Member', 'Result', 'search'],
+  }
+  assert int(started) > 0  # a backend that is up would have been seen
+
+
+def test_importing_prints_nothing():
+  done = subprocess.run(
+    [sys.executable, '-W', 'error::DeprecationWarning:thicket', '-c',
+     'import thicket'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )  # fmt: skip
+  assert (done.stdout, done.stderr) == ('', '')

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it, in processes of its own."""
+
+import json
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_gguf
+
+from thicket import arguments
+from thicket.ledger import Ledger
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = (
+  '--config.task.prompt_template=Q {question}=',
+  '--config.population.sigmas=(0.05,0.2)',
+)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
+  return str(tiny_gguf.write_answering(path))
+
+
+def _command(*flags, config='configs/llm.py:quick'):
+  return [
+    sys.executable,
+    '-m',
+    'thicket.main',
+    f'--config={config}',
+    *flags,
+  ]
+
+
+def _run(*flags, **options):
+  return subprocess.run(
+    _command(*flags),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+    **options,
+  )
+
+
+def _complaint(done):
+  """The one line that is said of bad input, without log lines around it."""
+  assert done.returncode == 2, done.stderr
+  assert 'Traceback' not in done.stderr
+  lines = [x for x in done.stderr.splitlines() if x.startswith('thicket: ')]
+  assert lines
+  return lines[0].removeprefix('thicket: ')
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    (
+      '--config.population.siz=3',
+      "unknown config key 'population.siz'; did you mean population.size",
+    ),
+    ('--config.populaton.size=3', 'did you mean population.size'),
+    ('--config.population.size=many', 'population.size'),
+    ('--confg=3', 'unknown flag --confg'),
+  ],
+)
+def test_bad_flags_are_explained(flag, message):
+  argv = ['main', f'--config={ROOT}/configs/llm.py', flag]
+  # config_flags registers on import of main; parsing must fail before use.
+  from thicket import main  # noqa: F401
+
+  with pytest.raises(arguments.ArgumentError) as raised:
+    arguments.parse(argv)
+  assert message in str(raised.value)
+  assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('file', 'message'),
+  [
+    ('configs/llmm.py', "no config file 'configs/llmm.py'; near: "),
+    ('configs/llm.py:fast', 'the only variant is quick'),
+  ],
+)
+def test_bad_config_files_are_explained(file, message, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(arguments.ArgumentError) as raised:
+    arguments.parse(['main', f'--config={file}'])
+  assert message in str(raised.value)
+
+
+def test_a_command_line_keeps_its_flags_and_replaces_some():
+  argv = [
+    'main',
+    '--config=a.py',
+    '--config.population.size=4',
+    '--workdir=w x',
+  ]
+  assert arguments.command(argv, '--config.population.size=16') == (
+    "python -m thicket.main --config=a.py '--workdir=w x' "
+    '--config.population.size=16'
+  )
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--config.task.name=arithmetics', "did you mean 'arithmetic'"),
+    ('--config.model.name=smollm2-135m', 'did you mean smollm2-135m-instruct'),
+    ('--config.population.sigmas=(float("nan"),)', 'sigma'),
+  ],
+)
+def test_unknown_names_end_with_two_before_anything_loads(flag, message):
+  done = _run(flag)
+  assert message in _complaint(done)
+  assert 'loaded' not in done.stderr
+
+
+def test_a_damaged_model_file_is_named(tmp_path, model):
+  data = pathlib.Path(model).read_bytes()
+  for name, content in (
+    ('cut.gguf', data[: len(data) // 2]),
+    ('other.gguf', b'PK' + data[2:]),
+  ):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert name in _complaint(_run(f'--config.model.name={path}'))
+
+
+def test_a_run_says_where_it_is_and_how_to_go_on(tmp_path, model):
+  workdir = tmp_path / 'run'
+  flags = (*SMALL, f'--config.model.name={model}', f'--workdir={workdir}')
+  done = _run(*flags)
+  assert done.returncode == 0, done.stderr
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['selection']['members']['count'] == 4
+  lines = dict(
+    line.split(maxsplit=1)
+    for line in done.stdout.splitlines()
+    if line.startswith(('summary', 'ledger', 'resume', 'enlarge'))
+  )
+  assert pathlib.Path(lines['summary']) == workdir / 'summary.json'
+  assert lines['enlarge'].endswith('--config.population.size=16')
+  assert 'members on selection: 4 of 4 members' in done.stderr
+  assert 's left' in done.stderr
+  # Orbax narrates every save at the same level; none of it is ours.
+  assert 'orbax' not in done.stderr
+
+  again = subprocess.run(
+    lines['enlarge'].replace('python', sys.executable, 1),
+    cwd=ROOT,
+    shell=True,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert 'members on selection: 4 of 16 are stored' in again.stdout
+
+  other = _run(*flags, '--config.population.sigmas=(0.3,)')
+  complaint = _complaint(other)
+  assert 'noise.sigmas' in complaint
+  assert '0.3' in complaint
+
+
+def test_a_full_disk_loses_nothing(tmp_path, model):
+  workdir = tmp_path / 'run'
+  flags = (*SMALL, f'--config.model.name={model}', f'--workdir={workdir}')
+
+  def limit():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+  done = _run(*flags, '--config.data.num_selection=600', preexec_fn=limit)
+  assert str(workdir) in _complaint(done)
+  assert 'resume with' in done.stderr
+  whole = _run(*flags, '--config.data.num_selection=600')
+  assert whole.returncode == 0, whole.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, model):
+  workdir = tmp_path / 'run'
+  flags = (
+    *SMALL,
+    f'--config.model.name={model}',
+    f'--workdir={workdir}',
+    '--config.population.size=100000',
+  )
+  process = subprocess.Popen(
+    _command(*flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
+  )
+  metrics = workdir / 'metrics.jsonl'
+  deadline = time.monotonic() + 120
+  # Base and some members are through, the rest would take minutes.
+  while not (metrics.exists() and metrics.read_text().count('\n') > 5):
+    assert time.monotonic() < deadline
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGINT)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 130, errors
+  assert 'Traceback' not in errors
+  assert 'resume with' in errors
+  # Every member that has a line of metrics is in the ledger.
+  told = [json.loads(line) for line in metrics.read_text().splitlines()]
+  told = [line['member'] for line in told if line['split'] == 'selection']
+  stored = Ledger.read(workdir / 'ledger').view('selection')
+  assert sorted(told) == stored.members.tolist()
