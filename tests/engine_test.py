@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import logging
 import re
 
 import chex

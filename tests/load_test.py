@@ -207,9 +207,13 @@ def test_another_architecture(write):
 
 def test_scaled_rotary_positions(write):
   path = write(**{'llama__rope__scaling__type': 'linear'})
-  assert _refused(path) == "rotary scaling ('linear') is not supported"
+  assert _refused(path) == "rotary scaling ('linear', 1.0) is not supported"
   path = write(tensors={'rope_freqs.weight': np.ones(3, np.float32)})
-  assert _refused(path) == "rotary scaling ('none') is not supported"
+  assert _refused(path) == "rotary scaling ('none', 1.0) is not supported"
+  path = write(**{'llama.rope.scale_linear': 2.0})
+  assert _refused(path) == "rotary scaling ('none', 2.0) is not supported"
+  path = write(**{'llama.rope.dimension_count': 2})
+  assert 'head dimensions are rotary' in _refused(path)
   assert load(write(**{'llama__rope__scaling__type': 'none'}))
 
 
@@ -260,8 +264,12 @@ def test_numbers_that_are_none(key, value, shown, write):
 @pytest.mark.parametrize(
   ('entries', 'problem'),
   [
-    ({'attention.head_count': 0}, 'num_heads = 0 is not > 0'),
-    ({'attention.key_length': 7}, 'head_dim = 7 is odd'),
+    ({'attention.head_count': 0}, 'attention.head_count is 0, a whole'),
+    (
+      {'attention.key_length': 7, 'rope.dimension_count': 7},
+      'head_dim = 7 is odd',
+    ),
+    ({'block_count': 1.5}, 'llama.block_count is 1.5, a whole number'),
     ({'attention.head_count_kv': 3}, 'num_heads = 4 is no multiple of'),
   ],
 )

@@ -475,13 +475,14 @@ def test_what_is_refused(monkeypatch):
     _perturber(base, spec)
 
 
-def test_effective_sigma():
+def test_effective_sigmas():
   spec = [trees.Leaf((400, 500), (trees.Segment('a', 0, 400),))]
 
   def effective(weight, dtype, sigma):
     base = np.full((400, 500), weight, dtype)
-    member = _write(_perturber([base], spec), [0], [sigma])[0][0]
-    return perturb.effective_sigma(base, member)
+    members = _write(_perturber([base], spec), [0], [sigma])
+    (found,) = perturb.effective_sigmas([base], members, spec)['a']
+    return found
 
   bound = 5 / np.sqrt(2 * 400 * 500)  # of a standard deviation, relative
   for dtype in (np.float32, ml_dtypes.bfloat16):
@@ -491,8 +492,17 @@ def test_effective_sigma():
   # more are needed to reach the next. Around 4, hardly any weight moves.
   assert 0.1e-3 < effective(1, ml_dtypes.bfloat16, 1e-3) < 0.9e-3
   assert effective(16, ml_dtypes.bfloat16, 1e-3) == 0
-  moved = np.array([3.0, -4.0, 0, 0], np.float32)
-  assert perturb.effective_sigma(np.zeros(4, np.float32), moved) == 2.5
+
+
+def test_effective_sigmas_are_of_tensors_not_of_arrays():
+  segments = trees.Segment('q.*', 3, 1), trees.Segment('k.*', 3, 2)
+  spec = [trees.Leaf((3, 2), segments)]
+  moved = np.array([[[3, -4], [0, 0], [0, 2]]], np.float32)
+  found = perturb.effective_sigmas(
+    [np.zeros((3, 2), np.float32)], [moved], spec
+  )
+  assert found['q.3'] == np.sqrt(np.float32(12.5))
+  assert found['k.3'] == 1
 
 
 @BOTH

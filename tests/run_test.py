@@ -21,6 +21,7 @@ from thicket import evaluation, report, run, sharding, tasks
 from thicket.blocks import Block
 from thicket.ledger import Ledger, RecipeMismatch
 from thicket.models.hub import HubError
+from thicket.plan import ConfigError, make_plan
 from thicket.population import BASE, PopulationError
 from thicket.tasks import TaskError
 
@@ -155,7 +156,14 @@ def test_the_summary_is_json_with_everything_in_it(finished):
   text = (finished.folder / 'summary.json').read_text(encoding='utf-8')
   stored = json.loads(text, parse_constant=refuse)
   assert stored == json.loads(json.dumps(finished.summary))
-  assert set(stored) == {'recipe', 'selection', 'selected', 'test', 'work'}
+  assert set(stored) == {
+    'recipe',
+    'effective_sigmas',
+    'selection',
+    'selected',
+    'test',
+    'work',
+  }
   assert set(stored['selection']) == {'rows', 'base', 'members'}
   assert set(stored['test']) == {'rows', 'base', 'members', 'votes'}
   assert set(stored['work']) == {'generated_tokens', 'this_run', 'devices'}
@@ -428,8 +436,7 @@ def _stop_judging(monkeypatch, after, error):
   [
     (0, KeyboardInterrupt(), {}),
     (3, KeyboardInterrupt(), {'selection': 3}),  # within a range of 3
-    (4, RuntimeError('broken'), {'selection': 4}),  # the range is full
-    (6, KeyboardInterrupt(), {'selection': 5, 'test': 1}),
+    (6, RuntimeError('broken'), {'selection': 5, 'test': 1}),
   ],
 )
 def test_an_interrupted_run_keeps_what_was_judged_and_resumes(
@@ -449,6 +456,25 @@ def test_an_interrupted_run_keeps_what_was_judged_and_resumes(
   _assert_same_rows(tmp_path, finished.folder)
   for part in ('selection', 'selected', 'test'):
     assert summary[part] == finished.summary[part]
+
+
+def test_ctrl_c_inside_a_save_loses_no_judged_member(
+  model, finished, tmp_path, monkeypatch
+):
+  append, calls = Ledger.append, []
+
+  def interrupted_once(self, split, block):
+    if self.folder is not None:
+      calls.append(block.members.tolist())
+      if len(calls) == 2:
+        raise KeyboardInterrupt
+    append(self, split, block)
+
+  monkeypatch.setattr(Ledger, 'append', interrupted_once)
+  with pytest.raises(KeyboardInterrupt):
+    _run(_config(model), tmp_path)
+  assert calls == [[BASE], [0, 1, 2], [0, 1, 2]]
+  assert _view(tmp_path).members.tolist() == [BASE, 0, 1, 2]
 
 
 # How work is cut leaves no trace.
@@ -480,54 +506,65 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
   ('kind', 'changes', 'message'),
   [
     (
-      run.ConfigError,
+      ConfigError,
       {'ensemble__sizes': (1, N + 1)},
       f'ensemble.sizes asks for K = {N + 1} of N = {N} members; lower K or '
       'raise population.size',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'ensemble__sizes': (2, 0)},
-      'ensemble.sizes = (2, 0): K is at least 1',
+      'ensemble.sizes = (2, 0): K is a whole number, at least 1',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'ensemble__sizes': ()},
-      'ensemble.sizes = (): K is at least 1',
+      'ensemble.sizes = (): K is a whole number, at least 1',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'population__family': 'gausian'},
       "population.family = 'gausian'; did you mean 'gaussian'? known: "
       'gaussian, rademacher',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'population__scale': 'relativ'},
       "population.scale = 'relativ'; did you mean 'relative'? known: "
       'absolute, relative',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'population__family': '?'},
       "population.family = '?'; known: gaussian, rademacher",
     ),
     (
-      run.ConfigError,
+      ConfigError,
+      {'ensemble__sizes': (1, 1.5)},
+      'ensemble.sizes = (1, 1.5): K is a whole number, at least 1',
+    ),
+    (
+      ConfigError,
+      {'model__dtype': 'float16'},
+      "model.dtype = 'float16'; did you mean 'bfloat16'? known: float32, "
+      'bfloat16',
+    ),
+    (
+      ConfigError,
       {'run__members_per_device': 0},
       'run.members_per_device = 0 is below 1',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'run__members_per_range': -1},
       'run.members_per_range = -1 is below 1',
     ),
     (
-      run.ConfigError,
+      ConfigError,
       {'decode__max_new_tokens': 0},
       'decode.max_new_tokens = 0 is below 1',
     ),
-    (run.ConfigError, {'decode__rows': 0}, 'decode.rows = 0 is below 1'),
+    (ConfigError, {'decode__rows': 0}, 'decode.rows = 0 is below 1'),
     (
       PopulationError,
       {'population__sigmas': ()},
@@ -578,7 +615,7 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
 )
 def test_a_plan_that_makes_no_sense_is_one_line(kind, changes, message, model):
   with pytest.raises(kind) as caught:
-    run.make_plan(_config(model, **changes))
+    make_plan(_config(model, **changes))
   found = str(caught.value)
   if r'\d' not in message and '.*' not in message:
     message = re.escape(message)
@@ -588,7 +625,7 @@ def test_a_plan_that_makes_no_sense_is_one_line(kind, changes, message, model):
 
 def test_a_plan_loads_no_model(tmp_path):
   (tmp_path / 'empty.gguf').write_bytes(b'')
-  plan = run.make_plan(_config(str(tmp_path / 'empty.gguf')))
+  plan = make_plan(_config(str(tmp_path / 'empty.gguf')))
   assert plan.sizes == (1, K)
   assert plan.max_new_tokens == 3
   assert len(plan.splits.test) == 32
@@ -598,19 +635,19 @@ def test_what_is_not_set_is_the_task_s(model):
   config = _config(
     model, decode__max_new_tokens=None, task__prompt_template=None
   )
-  plan = run.make_plan(config)
+  plan = make_plan(config)
   assert plan.task == tasks.make('arithmetic')
   assert plan.max_new_tokens == 24
 
 
 def test_sizes_are_sorted_and_told_once(model):
-  plan = run.make_plan(_config(model, ensemble__sizes=(3, 1, 3)))
+  plan = make_plan(_config(model, ensemble__sizes=(3, 1, 3)))
   assert plan.sizes == (1, 3)
 
 
 def test_a_mask_that_leaves_nothing_names_its_settings(model, tmp_path):
   config = _config(model, population__only='nothing')
-  with pytest.raises(run.ConfigError) as caught:
+  with pytest.raises(ConfigError) as caught:
     run.Run(config, str(tmp_path / 'work'))
   message = str(caught.value)
   assert message.startswith('population.only, population.skip: ')
@@ -630,7 +667,7 @@ def test_prompts_that_do_not_fit_are_refused(model, tmp_path):
 def test_the_committed_config_is_a_plan(arg, model):
   config = _get_config()(arg)
   config.model.name = model
-  plan = run.make_plan(config)
+  plan = make_plan(config)
   assert plan.sizes[-1] <= plan.population.size
   assert plan.task.name == 'arithmetic'
 

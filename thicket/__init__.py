@@ -6,7 +6,15 @@ thicket.main` runs the whole experiment on a language model.
 """
 
 __version__ = '0.1.0'
-
-from thicket.search import Member, Result, search
-
 __all__ = ['Member', 'Result', 'search']
+
+
+def __getattr__(name: str):
+  # On first use: tasks and metrics, which worker processes import, then start
+  # without JAX. The module has another name than the function, or importing
+  # the one would hide the other.
+  if name in __all__:
+    from thicket import randopt
+
+    return getattr(randopt, name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -70,7 +70,13 @@ class Engine:
     )
     fn = functools.partial(decode.prefill_prefix, self._model)
     local = lambda weights, prefix: fn(weights, self._in_axes, prefix)
-    return self._call('prefix', shard(local), (), weights, self._prefix)
+    # A frozen array has no members axis; at least one array moves.
+    axes = jax.tree.leaves(self._in_axes, is_leaf=lambda axis: axis is None)
+    mapped = axes.index(0)
+    members = jax.tree.leaves(weights)[mapped].shape[0]
+    return self._call(
+      ('prefix', members), shard(local), (), weights, self._prefix
+    )
 
   def generate(
     self,

@@ -86,7 +86,7 @@ def prepare(
       encoded[split].append(tokens)
   everything = [tokens for some in encoded.values() for tokens in some]
   shared = decode.shared_prefix(everything)
-  prefix = everything[0][:shared]
+  prefix = everything[0][:shared] if everything else []
   questions = {
     split: Questions(
       split,

@@ -310,11 +310,38 @@ def _anonymous(leaf: trees.Leaf) -> trees.Leaf:
   )
 
 
-def effective_sigma(base: jax.Array, member: jax.Array) -> float:
-  """Root mean square of what a member's array really moved by, in float64.
+def effective_sigmas(
+  base: Tree, members: Tree, spec: Tree
+) -> dict[str, jax.Array]:
+  """Root mean square of what each tensor of each member really moved by.
 
   Under bfloat16 weights this differs from the nominal sigma: increments below
   half a unit in the last place vanish.
+
+  Args:
+    base: base weights.
+    members: members' weights, [M, ...] arrays of a tree like `base`; frozen
+      arrays, without M, are left out.
+    spec: tree of `trees.Leaf`.
+
+  Returns:
+    float32 [M] by the full name of each canonical tensor.
   """
-  moved = np.asarray(member, np.float64) - np.asarray(base, np.float64)
-  return float(np.sqrt(np.mean(np.square(moved))))
+  found = {}
+  for weights, moved, leaf in zip(
+    jax.tree.leaves(base),
+    jax.tree.leaves(members),
+    jax.tree.leaves(spec),
+    strict=True,
+  ):
+    if moved.ndim == weights.ndim:
+      continue
+    wide = weights.astype(jnp.float32)[None]
+    square = jnp.square(moved.astype(jnp.float32) - wide)
+    rows = square.reshape(len(moved), sum(leaf.rows), -1).mean(axis=2)
+    edges = np.cumsum(leaf.rows)[:-1]
+    for segment, part in zip(
+      leaf.segments, jnp.split(rows, edges, axis=1), strict=True
+    ):
+      found[segment.full_name] = jnp.sqrt(part.mean(axis=1))
+  return found

@@ -24,7 +24,8 @@ from thicket.perturb import Perturber
 BASE = -1  # the member id of the unperturbed model
 
 Tree = Any
-# (weights [M, ...], int32 ids [M]) -> tree of arrays [M, ...], dispatched
+# (weights [M, ...], int32 ids [M]) -> tree of arrays [M, ...], dispatched.
+# Results must not be the weights themselves: their memory is used again.
 Step = Callable[[Tree, jax.Array], Tree]
 
 

@@ -224,7 +224,7 @@ def test_summary(
   }
 
 
-def _percent(found: float, interval: Sequence[float], sign: str = '') -> str:
+def percent(found: float, interval: Sequence[float], sign: str = '') -> str:
   """A share or a difference of shares with its interval, in percent."""
   low, high = interval
   return (
@@ -233,7 +233,13 @@ def _percent(found: float, interval: Sequence[float], sign: str = '') -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-  table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD)
+  table = Table(
+    title=title,
+    title_justify='left',
+    box=box.SIMPLE_HEAD,
+    show_edge=False,
+    padding=(0, 1, 0, 0),  # the widest intervals just fit 80 columns
+  )
   table.add_column(columns[0], no_wrap=True)
   for name in columns[1:]:
     table.add_column(name, justify='right', no_wrap=True)
@@ -258,7 +264,7 @@ def selection_table(summary: Mapping[str, Any]) -> Table:
       str(row['members']),
       f'{row["mean_score"]:.3f}',
       f'{row["best_score"]:.3f}',
-      _percent(above['rate'], above['interval']),
+      percent(above['rate'], above['interval']),
     )
   return table
 
@@ -276,8 +282,8 @@ def test_table(summary: Mapping[str, Any]) -> Table:
   def add(name, found, against=None, abstention=None):
     table.add_row(
       name,
-      _percent(found['rate'], found['interval']),
-      _percent(against['difference'], against['interval'], '+')
+      percent(found['rate'], found['interval']),
+      percent(against['difference'], against['interval'], '+')
       if against
       else '',
       '' if abstention is None else f'{100 * abstention:.1f}',

@@ -10,13 +10,9 @@ run of the same recipe.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
-import hashlib
 import json
 import os
 import pathlib
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,13 +23,10 @@ import numpy as np
 from absl import logging
 from rich.console import Console
 
-import thicket
 from thicket import (
-  data,
   engine,
   evaluation,
   perturb,
-  prng,
   report,
   selection,
   sharding,
@@ -43,140 +36,11 @@ from thicket import (
 from thicket.blocks import Block
 from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
-from thicket.models.load import LoadedModel, load
-from thicket.population import BASE, Members, Population, PopulationError
+from thicket.models.load import load
+from thicket.plan import ConfigError, make_plan, make_recipe
+from thicket.population import BASE, Members, PopulationError
 from thicket.progress import tally
 from thicket.recipe import recipe_hash
-
-
-class ConfigError(ValueError):
-  """A setting that makes no sense; the message names it and its value."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-  """What a configuration asks for, checked before any model is loaded."""
-
-  task: tasks.Task
-  splits: tasks.base.Splits
-  population: Population
-  sizes: tuple[int, ...]  # K of each vote, ascending
-  max_new_tokens: int
-
-
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
-  """Checks a configuration and reads its data.
-
-  Raises:
-    ConfigError, TaskError, PopulationError, HubError: naming the setting.
-  """
-  hub.check_name(config.model.name)
-  settings = {
-    name: config.task[name]
-    for name in ('prompt_template',)
-    if config.task[name] is not None
-  }
-  task = tasks.make(config.task.name, **settings)
-  population = Population(
-    config.seed, config.population.size, tuple(config.population.sigmas)
-  )
-  sizes = tuple(sorted(set(config.ensemble.sizes)))
-  if not sizes or not all(isinstance(k, int) and k >= 1 for k in sizes):
-    raise ConfigError(
-      f'ensemble.sizes = {tuple(config.ensemble.sizes)}: K is a whole number, '
-      'at least 1'
-    )
-  if sizes[-1] > population.size:
-    raise ConfigError(
-      f'ensemble.sizes asks for K = {sizes[-1]} of N = {population.size} '
-      'members; lower K or raise population.size'
-    )
-  _one_of('population.family', config.population.family, perturb.FAMILIES)
-  _one_of('population.scale', config.population.scale, perturb.SCALES)
-  for name in ('members_per_device', 'members_per_range'):
-    if config.run[name] < 1:
-      raise ConfigError(f'run.{name} = {config.run[name]} is below 1')
-  limit = config.decode.max_new_tokens
-  limit = task.max_new_tokens if limit is None else limit
-  if limit < 1:
-    raise ConfigError(f'decode.max_new_tokens = {limit} is below 1')
-  if config.decode.rows < 1:
-    raise ConfigError(f'decode.rows = {config.decode.rows} is below 1')
-  splits = data.load(
-    task,
-    num_selection=config.data.num_selection,
-    num_validation=config.data.num_validation,
-    num_test=config.data.num_test,
-    seed=config.seed,
-    path=config.task.path,
-    source=config.task.source,
-  )
-  return Plan(task, splits, population, sizes, limit)
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-  if value not in known:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ConfigError(f'{name} = {value!r}; {hint}known: {", ".join(known)}')
-
-
-def make_recipe(
-  config: ml_collections.ConfigDict, plan: Plan, model: LoadedModel
-) -> dict[str, Any]:
-  """Everything that a stored score depends on, and nothing else.
-
-  N, K, the mesh, chunks and folders are left out: changing them must find the
-  members that are already there.
-  """
-  template = plan.task.prompt_template.encode()
-  return {
-    'thicket': thicket.__version__,
-    'model': {
-      'name': model.name,
-      'sha256': model.sha256,
-      'dtype': config.model.dtype,
-      'tree': trees.fingerprint(model.params, model.spec),
-    },
-    'task': {
-      'name': plan.task.name,
-      'prompt_template': hashlib.sha256(template).hexdigest(),
-      'stop_strings': list(plan.task.stop_strings),
-    },
-    'data': data.data_hash(plan.splits),
-    'noise': {
-      'prng': prng.NAME,
-      'version': prng.VERSION,
-      'seed': config.seed,
-      'family': config.population.family,
-      'scale': config.population.scale,
-      'sigmas': [float(sigma) for sigma in plan.population.sigmas],
-      'only': config.population.only,
-      'skip': config.population.skip,
-      'arithmetic': _arithmetic(),
-    },
-    'decoding': {
-      'rule': 'greedy',
-      'max_new_tokens': plan.max_new_tokens,
-      'rows': config.decode.rows,
-    },
-  }
-
-
-def _arithmetic() -> str:
-  """The class of devices on which Gaussian deviates have equal bits.
-
-  On CPU it is the fused multiply-add that changes the last bit.
-  """
-  backend = jax.default_backend()
-  if backend != 'cpu':
-    return f'{backend}:{jax.devices()[0].device_kind}'
-  try:
-    flags = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
-  except OSError:
-    return f'cpu:{platform.machine()}'
-  fma = '+fma' if 'fma' in flags else ''
-  return f'cpu:{platform.machine()}{fma}'
 
 
 class Run:
@@ -203,7 +67,7 @@ class Run:
     self.config = config
     self.plan = make_plan(config)
     start = time.monotonic()
-    model = load(config.model.name, config.model.dtype)
+    model = self._model = load(config.model.name, config.model.dtype)
     parameters = sum(x.size for x in jax.tree.leaves(model.params))
     logging.info(
       'loaded %s, %.1f M parameters, in %.1f s',
@@ -289,6 +153,7 @@ class Run:
 
     summary = {
       'recipe': self._ledger.recipe,
+      'effective_sigmas': self._effective_sigmas(),
       'selection': chosen,
       'selected': [
         {
@@ -330,6 +195,24 @@ class Run:
         self._work['tokens'] += int(block.num_tokens.sum())
     compiling = self._engine.compile_s - compiled
     self._work['seconds'] += time.monotonic() - start - compiling
+
+  def _effective_sigmas(self) -> list[dict[str, Any]]:
+    """How far each tensor really moves, for the first member of each sigma."""
+    model, population = self._model, self.plan.population
+    if self.config.model.dtype == 'float32':
+      return []  # rounding is far below any sigma in use
+    rms = jax.jit(
+      lambda base, members: perturb.effective_sigmas(base, members, model.spec)
+    )
+    found = []
+    first = range(min(len(population.sigmas), population.size))
+    for ids, moved in self._members.run(
+      first, lambda weights, _: rms(model.params, weights)
+    ):
+      for i, sigma in enumerate(population.sigma(ids)):
+        tensors = {name: float(values[i]) for name, values in moved.items()}
+        found.append({'sigma': float(sigma), 'tensors': tensors})
+    return found
 
   def _log(self, split: str, block: Block) -> None:
     """Adds a line for each member to metrics.jsonl, for eyes and plots."""
@@ -374,7 +257,8 @@ class Run:
 class _Saver:
   """Saves judged members in ranges of a size that no chunk size changes.
 
-  Left by an exception (Ctrl-C too) it saves the unfinished range first.
+  Left by an exception it saves the unfinished range first; Ctrl-C in the
+  middle of a save has that save repeated, which changes nothing twice.
   """
 
   def __init__(self, ledger: Ledger, split: str, size: int):
@@ -395,8 +279,12 @@ class _Saver:
   def _save(self, number: int) -> None:
     ids, rest = self._ids[:number], self._ids[number:]
     pile = self._pile
-    self._start_over()  # first: a save that failed is not tried again
-    self._ledger.append(self._split, pile.view(self._split, ids))
+    try:
+      self._ledger.append(self._split, pile.view(self._split, ids))
+    except LedgerError:
+      self._start_over()  # not to be tried again on the way out
+      raise
+    self._start_over()
     if rest:
       self._pile.append(self._split, pile.view(self._split, rest))
       self._ids = rest

@@ -20,6 +20,9 @@ import pathlib
 import platform
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -249,8 +252,7 @@ def measure(repeats: int) -> dict[str, Any]:
     found['members of base'].append(base_s / member_s)
     found['base tokens/s'].append(rows * NEW_TOKENS / base_s)
     found['members tokens/s'].append(rows * NEW_TOKENS / member_s)
-  del one  # its weights are not part of what a run needs
-  found['peak memory'] = [memory_over_budget(model, many)]
+  found['peak memory GB over budget'] = [memory_over_budget(model)]
   theirs = transformers_generate(model, many)
   if theirs is not None:
     many.write(-1)
@@ -268,13 +270,32 @@ def measure(repeats: int) -> dict[str, Any]:
   return found
 
 
-def memory_over_budget(model: LoadedModel, bench: Bench) -> float:
-  """Peak resident memory beyond base + one member + caches, in GB."""
-  used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory_over_budget(model: LoadedModel) -> float:
+  """Peak resident memory of a run, beyond base + one member + caches, in GB."""
+  with tempfile.TemporaryDirectory() as folder:
+    subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        'thicket.main',
+        '--config=configs/llm.py',
+        f'--workdir={folder}',
+        '--config.population.size=2',
+        '--config.ensemble.sizes=(1,)',
+        f'--config.data.num_test={ROWS}',
+      ],
+      check=True,
+      capture_output=True,
+    )
+  used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   weights = sum(x.nbytes for x in jax.tree.leaves(model.params))
-  caches = sum(x.nbytes for x in jax.tree.leaves(bench.engine._caches[1]))
-  # Two benches stood side by side when the peak was reached.
-  return (used - weights - 2 * (weights + caches)) / GB
+  task = tasks.make('arithmetic')
+  slots = decode.cache_slots(decode.bucket(24), task.max_new_tokens)
+  caches = jax.eval_shape(
+    lambda: decode.empty_caches(model.decoder, 1, ROWS, slots, jnp.float32)
+  )
+  cached = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
+  return (used - 2 * weights - cached) / GB
 
 
 TARGETS = {
@@ -285,7 +306,7 @@ TARGETS = {
   'prefill of peak': ('>=', 0.80),
   'times faster than transformers': ('>', 1.0),
   'compile seconds': ('<', 30.0),
-  'peak memory': ('<', 1.5),
+  'peak memory GB over budget': ('<', 1.5),
 }
 
 

@@ -81,6 +81,12 @@ def load(name_or_path: str, dtype: str = 'float32') -> LoadedModel:
   files = resolve(name_or_path)
   file = open_gguf(files.path)
   config = config_from_gguf(file)
+  tokenizer = Tokenizer.from_gguf(file.metadata)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ModelFileError(
+      f'{files.path}: the tokenizer has {tokenizer.vocab_size} tokens, the '
+      f'embedding {config.vocab_size} rows; take another copy of the file'
+    )
   spec = canonical_spec(config)
   return LoadedModel(
     name=files.name,
@@ -88,7 +94,7 @@ def load(name_or_path: str, dtype: str = 'float32') -> LoadedModel:
     decoder=Decoder(config),
     params=params_from_gguf(file, config, spec, DTYPES[dtype]),
     spec=spec,
-    tokenizer=Tokenizer.from_gguf(file.metadata),
+    tokenizer=tokenizer,
   )
 
 
@@ -116,31 +122,47 @@ def config_from_gguf(file: GgufFile) -> DecoderConfig:
       )
     return value
 
+  def count(key: str, default: Any = None) -> int:
+    value = number(key, default)
+    if value != int(value) or value < 1:
+      raise ModelFileError(
+        f'{file.path}: llama.{key} is {value!r}, a whole number above 0 is '
+        'needed; take another copy of the file'
+      )
+    return int(value)
+
   scaling = metadata.get('llama.rope.scaling.type', 'none')
-  if scaling != 'none' or 'rope_freqs.weight' in file.tensors:
+  linear = metadata.get('llama.rope.scale_linear', 1.0)
+  if scaling != 'none' or linear != 1 or 'rope_freqs.weight' in file.tensors:
     raise ModelFileError(
-      f'{file.path}: rotary scaling ({scaling!r}) is not supported'
+      f'{file.path}: rotary scaling ({scaling!r}, {linear}) is not supported'
     )
   embedding = file.tensors.get('token_embd.weight')
   if embedding is None or len(embedding.shape) != 2:
     raise ModelFileError(f'{file.path}: no matrix token_embd.weight')
-  num_heads = number('attention.head_count')
-  d_model = number('embedding_length')
-  head_dim = d_model // max(num_heads, 1)
-  try:
-    return DecoderConfig(
-      vocab_size=embedding.shape[0],
-      num_layers=number('block_count'),
-      d_model=d_model,
-      d_ff=number('feed_forward_length'),
-      num_heads=num_heads,
-      num_kv_heads=number('attention.head_count_kv', num_heads),
-      head_dim=number('attention.key_length', head_dim),
-      rope_base=number('rope.freq_base', 10000.0),
-      norm_eps=number('attention.layer_norm_rms_epsilon'),
-      context_length=number('context_length'),
-      tie_head='output.weight' not in file.tensors,
+  num_heads, d_model = count('attention.head_count'), count('embedding_length')
+  head_dim = count('attention.key_length', d_model // num_heads)
+  rotary = count('rope.dimension_count', head_dim)
+  if rotary != head_dim:
+    raise ModelFileError(
+      f'{file.path}: {rotary} of {head_dim} head dimensions are rotary; '
+      'partial rotary positions are not supported'
     )
+  values = {
+    'vocab_size': embedding.shape[0],
+    'num_layers': count('block_count'),
+    'd_model': d_model,
+    'd_ff': count('feed_forward_length'),
+    'num_heads': num_heads,
+    'num_kv_heads': count('attention.head_count_kv', num_heads),
+    'head_dim': head_dim,
+    'rope_base': number('rope.freq_base', 10000.0),
+    'norm_eps': number('attention.layer_norm_rms_epsilon'),
+    'context_length': count('context_length'),
+    'tie_head': 'output.weight' not in file.tensors,
+  }
+  try:
+    return DecoderConfig(**values)
   except ValueError as error:
     raise ModelFileError(f'{file.path}: {error}') from error
 

@@ -102,9 +102,12 @@ def search(
   if not 1 <= top_k <= num_members:
     raise ValueError(f'top_k = {top_k} is outside [1, {num_members}] members')
   seed = _seed(key)
-  sigmas = (sigma,) if isinstance(sigma, (int, float)) else tuple(sigma)
+  sigmas = tuple(np.atleast_1d(np.asarray(sigma, np.float64)).tolist())
   population = Population(seed, num_members, sigmas)
+  if not jax.tree.leaves(params):
+    raise ValueError('params holds no array')
   mesh = sharding.make_mesh() if mesh is None else mesh
+  data = sharding.replicate(mesh, data)
   spec = trees.default_spec(params)
   perturber = perturb.Perturber(
     sharding.replicate(mesh, params),
@@ -196,10 +199,12 @@ def _users_own_rules():
 def _seed(key: jax.Array | int) -> int:
   if isinstance(key, (int, np.integer)):
     return int(key)
-  if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-    raise ValueError(
-      f'key has dtype {key.dtype}; make it with jax.random.key(seed)'
-    )
+  dtype = getattr(key, 'dtype', type(key).__name__)
+  is_key = hasattr(key, 'dtype') and jax.dtypes.issubdtype(
+    dtype, jax.dtypes.prng_key
+  )
+  if not is_key:
+    raise ValueError(f'key is {dtype}; make it with jax.random.key(seed)')
   words = np.asarray(jax.random.key_data(key))
   if words.shape != (2,):
     raise ValueError(
