@@ -24,6 +24,7 @@ setuptools.setup(
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
+    'etils[epath]>=1.9',
     'flax>=0.12',
     'gguf>=0.17',  # dequantisation of GGUF blocks
     'jax>=0.10',
@@ -44,9 +45,12 @@ setuptools.setup(
       'array_record>=0.8',
       'chex>=0.1.90',
       'hypothesis>=6.100',
+      'ml_dtypes>=0.5',
       'pytest>=8.0',
       'tensorflow-datasets>=4.9.10',
     ],
+    # To compare with; never needed to run.
+    'bench': ['torch>=2.6', 'transformers>=5.0'],
     'lint': ['ruff==0.17.6'],
   },
 )

@@ -55,7 +55,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.decode.max_new_tokens = config_dict.placeholder(int)  # else the task's
   config.decode.rows = 16 if quick else 64  # prompts in a batch
 
-  # How work is cut. Not part of the recipe: change it between restarts.
+  # How work is cut. Not part of the recipe: change it between restarts. (With
+  # other members_per_device products have other shapes: where two tokens are
+  # within a rounding of each other, a new member may choose the other one.)
   config.run = ml_collections.ConfigDict()
   config.run.members_per_device = 1
   config.run.members_per_range = 8  # saved together; a kill loses at most these

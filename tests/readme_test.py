@@ -3,8 +3,16 @@
 
 import pathlib
 import re
+import sys
+
+import ml_collections
+
+from thicket.arguments import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from experiments.arithmetic import __main__ as arithmetic  # noqa: E402
+
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
@@ -31,19 +39,23 @@ def test_the_ten_lines_run_and_improve_on_the_base(capsys):
   assert ' -> Member(id=' in capsys.readouterr().out
 
 
-def test_every_documented_key_exists():
-  from thicket.arguments import load_config
-
+def test_every_documented_key_exists_and_every_key_is_documented():
   config = load_config(str(ROOT / 'configs' / 'llm.py'))
+  keys = {
+    name
+    if not isinstance(value, ml_collections.ConfigDict)
+    else f'{name}.{key}'
+    for name, value in config.items()
+    for key in (value if isinstance(value, ml_collections.ConfigDict) else [''])
+  }
   rows = re.findall(r'^\| (`[^|]*) \|', README, re.MULTILINE)
-  keys = re.findall(r'`([a-z_.]+)`', ' '.join(rows))
-  assert len(keys) > 8
-  for key in keys:
-    # '.sigmas' in the table stands beside 'population.size'.
-    section, _, name = key.rpartition('.')
-    sections = [section] if section else ['population', None]
-    assert any(
-      name in (config[s] if s else config)
-      for s in sections
-      if not s or s in config
-    ), key
+  documented = set(re.findall(r'`([a-z_.]+)`', ' '.join(rows)))
+  assert documented == keys
+
+
+def test_the_results_are_those_of_the_experiment():
+  paths = sorted(arithmetic.RESULTS.glob('seed-*.json'))
+  assert paths
+  assert arithmetic.table(paths) in README
+  readme = ROOT / 'experiments' / 'arithmetic' / 'README.md'
+  assert arithmetic.table(paths) in readme.read_text(encoding='utf-8')

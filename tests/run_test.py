@@ -477,6 +477,26 @@ def test_ctrl_c_inside_a_save_loses_no_judged_member(
   assert _view(tmp_path).members.tolist() == [BASE, 0, 1, 2]
 
 
+@pytest.mark.parametrize('devices', [1, 8])
+def test_bfloat16_weights_say_how_far_they_really_move(
+  devices, model, tmp_path
+):
+  config = _config(model, model__dtype='bfloat16')
+  _, summary = _run(config, tmp_path, devices)
+  assert [x['sigma'] for x in summary['effective_sigmas']] == list(SIGMAS)
+  for found in summary['effective_sigmas']:
+    tensors = found['tensors']
+    assert len(tensors) == 12  # one layer, and embedding, norm and head
+    assert 'model.layers.0.self_attn.k_proj.weight' in tensors
+    for name, moved in tensors.items():
+      # Tens to hundreds of weights a tensor, rounded to 8 bits.
+      assert moved == pytest.approx(found['sigma'], rel=0.5), name
+
+
+def test_float32_weights_move_as_far_as_they_are_told(finished):
+  assert finished.summary['effective_sigmas'] == []
+
+
 # How work is cut leaves no trace.
 
 

@@ -36,7 +36,14 @@ def parse(argv: Sequence[str]) -> list[str]:
       f'unknown flag --{error.flagname}; flags are --config, --config.KEY, '
       '--workdir and --compilation_cache'
     ) from error
-  except (flags.Error, TypeError, ValueError) as error:
+  except (
+    flags.Error,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+  ) as error:
     raise ArgumentError(_one_line(error)) from error
 
 
@@ -67,8 +74,15 @@ def load_config(file_and_arg: str) -> ml_collections.ConfigDict:
 
 def command(argv: Sequence[str], *extra: str) -> str:
   """The command line of a run with some flags put in the place of theirs."""
-  replaced = {flag.split('=', 1)[0] for flag in extra}
-  kept = [arg for arg in argv[1:] if arg.split('=', 1)[0] not in replaced]
+  replaced = {flag.split('=', 1)[0].lstrip('-') for flag in extra}
+  kept = []
+  args = iter(argv[1:])
+  for arg in args:
+    name, equals, _ = arg.partition('=')
+    if not (arg.startswith('-') and name.lstrip('-') in replaced):
+      kept.append(arg)
+    elif not equals:
+      next(args, None)  # `--flag value`: the value goes with its flag
   return shlex.join(['python', '-m', 'thicket.main', *kept, *extra])
 
 

@@ -250,7 +250,7 @@ def _read_tfds(task, name, folder) -> dict[str, Iterable[base.Example]]:
   except ImportError as error:
     raise base.TaskError(
       f"source='{TFDS_PREFIX}{name}' needs TFDS ({error}): "
-      f"pip install 'thicket[tfds]'"
+      f"pip install -e '.[tfds]'"
     ) from error
   # array_record is the only format that TFDS reads without TensorFlow.
   try:

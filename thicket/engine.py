@@ -51,11 +51,7 @@ class Engine:
     self._model, self._decoding, self._mesh = model, decoding, mesh
     self._in_axes, self._dtype = in_axes, dtype
     self._prefix = np.asarray(prefix, np.int32)
-    self._weight_specs = jax.tree.map(
-      lambda axis: PartitionSpec() if axis is None else _MEMBERS,
-      in_axes,
-      is_leaf=lambda axis: axis is None,
-    )
+    self._weight_specs = sharding.weight_specs(in_axes)
     self._programs: dict[Any, Any] = {}
     self._caches: tuple[Any, Tree] | None = None
     self.compile_s = 0.0
@@ -74,8 +70,9 @@ class Engine:
     axes = jax.tree.leaves(self._in_axes, is_leaf=lambda axis: axis is None)
     mapped = axes.index(0)
     members = jax.tree.leaves(weights)[mapped].shape[0]
+    sizes = {'members': members, 'tokens': len(self._prefix)}
     return self._call(
-      ('prefix', members), shard(local), (), weights, self._prefix
+      'the prefix', sizes, shard(local), (), weights, self._prefix
     )
 
   def generate(
@@ -127,15 +124,17 @@ class Engine:
       out_specs=_MEMBERS,
     )
     caches, self._caches = self._caches[1], None
+    sizes = dict(zip(('members', 'prompts', 'slots'), shape, strict=True))
     generated, caches = self._call(
-      ('generate', shape), sharded, (4,), weights, member_ids, prefix,
+      'generation', sizes, sharded, (4,), weights, member_ids, prefix,
       prompts, caches,
     )  # fmt: skip
     self._caches = shape, caches
     return generated
 
-  def _call(self, key, fn, donated, *args):
-    """Runs the program of `key`, compiled ahead at its first call."""
+  def _call(self, name, sizes, fn, donated, *args):
+    """Runs the program of that name and sizes, compiled at its first call."""
+    key = name, *sizes.values()
     if key not in self._programs:
       start = time.perf_counter()
       lowered = jax.jit(fn, donate_argnums=donated, keep_unused=True).lower(
@@ -146,8 +145,9 @@ class Engine:
       self.compile_s += seconds
       memory = self._programs[key].memory_analysis()
       logging.info(
-        'compiled %s in %.1f s: %.0f MB of arguments, %.0f MB of scratch',
-        key,
+        'compiled %s for %s in %.1f s: %.0f MB of arguments, %.0f of scratch',
+        name,
+        ' x '.join(f'{number} {what}' for what, number in sizes.items()),
         seconds,
         memory.argument_size_in_bytes / 1e6,
         memory.temp_size_in_bytes / 1e6,

@@ -17,6 +17,8 @@ from thicket.blocks import Block
 from thicket.models.tokenizer import Tokenizer, stop_table, truncate
 from thicket.tasks import base as tasks
 
+_MEMO_SIZE = 100_000  # judged texts; about 100 MB of long answers
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
@@ -196,7 +198,12 @@ class Judge:
   ) -> tuple[tasks.Judgement, str]:
     key = example.row_id, tokens.tobytes()
     if key not in self._memo:
-      text = self._tokenizer.decode(tokens.tolist())
+      if len(self._memo) >= _MEMO_SIZE:
+        self._memo.clear()
+      # Rows of a padded embedding are no tokens; a member that is broken
+      # enough to choose one says nothing by it.
+      known = tokens[tokens < self._tokenizer.vocab_size]
+      text = self._tokenizer.decode(known.tolist())
       text = truncate(text, self._task.stop_strings)
       self._memo[key] = tasks.judge(self._task, text, example), text
     return self._memo[key]

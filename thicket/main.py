@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     _say(f'finished members are kept in {job.workdir}; resume with\n  {resume}')
     return EXIT_INTERRUPTED if interrupted else EXIT_BAD_INPUT
   size = f'--config.population.size={4 * job.plan.population.size}'
-  print(f'summary   {job.workdir / "summary.json"}')
+  print(f'\nsummary   {job.workdir / "summary.json"}')
   print(f'ledger    {job.workdir / "ledger"}')
   print(f'resume    {resume}')
   print(f'enlarge   {arguments.command(sys.argv, size)}')
@@ -74,7 +74,7 @@ def _guarded(argv: list[str]) -> int:
     _say(error)
     return EXIT_BAD_INPUT
   except KeyboardInterrupt:
-    _say('stopped before any member was scored')
+    _say('stopped; nothing stored is lost, the same command goes on')
     return EXIT_INTERRUPTED
 
 

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import pathlib
 import platform
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,12 +53,10 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
   population = Population(
     config.seed, config.population.size, tuple(config.population.sigmas)
   )
-  sizes = tuple(sorted(set(config.ensemble.sizes)))
-  if not sizes or not all(isinstance(k, int) and k >= 1 for k in sizes):
-    raise ConfigError(
-      f'ensemble.sizes = {tuple(config.ensemble.sizes)}: K is a whole number, '
-      'at least 1'
-    )
+  asked = tuple(config.ensemble.sizes)
+  if not asked or not all(isinstance(k, int) and k >= 1 for k in asked):
+    raise ConfigError(f'ensemble.sizes = {asked}: K is at least 1, and whole')
+  sizes = tuple(sorted(set(asked)))
   if sizes[-1] > population.size:
     raise ConfigError(
       f'ensemble.sizes asks for K = {sizes[-1]} of N = {population.size} '
@@ -66,6 +65,14 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
   _one_of('model.dtype', config.model.dtype, tuple(DTYPES))
   _one_of('population.family', config.population.family, perturb.FAMILIES)
   _one_of('population.scale', config.population.scale, perturb.SCALES)
+  for name in ('only', 'skip'):
+    try:
+      re.compile(config.population[name])
+    except re.error as error:
+      raise ConfigError(
+        f'population.{name} = {config.population[name]!r} is no regular '
+        f'expression: {error}'
+      ) from error
   for name in ('members_per_device', 'members_per_range'):
     if config.run[name] < 1:
       raise ConfigError(f'run.{name} = {config.run[name]} is below 1')
@@ -102,7 +109,14 @@ def make_recipe(
   N, K, the mesh, chunks and folders are left out: changing them must find the
   members that are already there.
   """
-  template = plan.task.prompt_template.encode()
+  splits = tasks.base.Splits
+  settings = {
+    field.name: getattr(plan.task, field.name)
+    for field in dataclasses.fields(plan.task)
+  }
+  template = settings.pop('prompt_template').encode()
+  # The limit that counts is the one that decoding ends up with.
+  settings.pop('max_new_tokens')
   return {
     'thicket': thicket.__version__,
     'model': {
@@ -115,8 +129,12 @@ def make_recipe(
       'name': plan.task.name,
       'prompt_template': hashlib.sha256(template).hexdigest(),
       'stop_strings': list(plan.task.stop_strings),
+      'settings': settings,
     },
-    'data': data.data_hash(plan.splits),
+    'data': {
+      'selection': data.data_hash(splits(plan.splits.selection, (), ())),
+      'test': data.data_hash(splits((), (), plan.splits.test)),
+    },
     'noise': {
       'prng': prng.NAME,
       'version': prng.VERSION,
@@ -132,14 +150,16 @@ def make_recipe(
       'rule': 'greedy',
       'max_new_tokens': plan.max_new_tokens,
       'rows': config.decode.rows,
+      'matmul_precision': str(jax.config.jax_default_matmul_precision),
     },
   }
 
 
 def _arithmetic() -> str:
-  """The class of devices on which Gaussian deviates have equal bits.
+  """The class of devices on which members and their products have equal bits.
 
-  On CPU it is the fused multiply-add that changes the last bit.
+  On CPU the fused multiply-add changes the last bit of a Gaussian deviate, and
+  the vector width the order of sums in a product.
   """
   backend = jax.default_backend()
   if backend != 'cpu':
@@ -148,5 +168,5 @@ def _arithmetic() -> str:
     flags = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
   except OSError:
     return f'cpu:{platform.machine()}'
-  fma = '+fma' if 'fma' in flags else ''
-  return f'cpu:{platform.machine()}{fma}'
+  classes = [flag for flag in ('fma', 'avx2', 'avx512f') if flag in flags]
+  return '+'.join([f'cpu:{platform.machine()}', *classes])

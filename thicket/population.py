@@ -19,9 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from thicket import sharding
+from thicket.blocks import BASE
 from thicket.perturb import Perturber
-
-BASE = -1  # the member id of the unperturbed model
 
 Tree = Any
 # (weights [M, ...], int32 ids [M]) -> tree of arrays [M, ...], dispatched.
@@ -62,7 +61,7 @@ class Population:
     if not self.sigmas:
       raise PopulationError('no sigma: give at least one, such as 0.001')
     for sigma in self.sigmas:
-      is_number = isinstance(sigma, (int, float))
+      is_number = type(sigma) in (int, float)
       if not (is_number and math.isfinite(sigma) and sigma >= 0):
         raise PopulationError(f'sigma = {sigma} is not a finite number >= 0')
 

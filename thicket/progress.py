@@ -18,27 +18,43 @@ class Tally:
   """Counts finished work and says how long the rest will take."""
 
   def __init__(self, label: str, total: int, log: bool):
-    """Starts the clock; `total` is in members."""
+    """Begins at 0 of `total` members."""
     self._label, self._total, self._log = label, total, log
-    self._start = self._last_log = time.monotonic()
+    self._last_log = time.monotonic()
+    self._first: tuple[float, int] | None = None
     self.done = 0
 
   def advance(self, number: int) -> None:
     """Adds finished members; logs at most every ten seconds."""
     self.done += number
     now = time.monotonic()
+    if self._first is None:
+      self._first = now, self.done
     due = now - self._last_log >= _LOG_EVERY_S or self.done == self._total
     if self._log and due:
       self._last_log = now
-      rate = self.done / (now - self._start)
       logging.info(
-        '%s: %d of %d members, %.2f members/s, %.0f s left',
+        '%s: %d of %d members%s',
         self._label,
         self.done,
         self._total,
-        rate,
-        (self._total - self.done) / rate,
+        self.outlook(),
       )
+
+  def rate(self) -> float | None:
+    """Members a second since the first chunk, whose time is compilation."""
+    if self._first is None or self.done == self._first[1]:
+      return None
+    start, before = self._first
+    return (self.done - before) / max(time.monotonic() - start, 1e-9)
+
+  def outlook(self) -> str:
+    """Rate and time left as text; empty while they are not known."""
+    rate = self.rate()
+    if rate is None:
+      return ''
+    left = (self._total - self.done) / rate
+    return f', {rate:.2f} members/s, {left:.0f} s left'
 
 
 @contextmanager
@@ -50,20 +66,17 @@ def tally(console: Console, label: str, total: int) -> Iterator[Tally]:
   columns = (
     progress.TextColumn('{task.description}'),
     progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TextColumn('{task.fields[rate]} members/s, left'),
-    progress.TimeRemainingColumn(elapsed_when_finished=True),
+    progress.TextColumn('{task.completed} of {task.total} members'),
+    progress.TextColumn('{task.fields[outlook]}'),
   )
   with progress.Progress(*columns, console=console) as bars:
-    bar = bars.add_task(label, total=total, rate='-')
-    start = time.monotonic()
+    bar = bars.add_task(label, total=total, outlook='')
 
     class Bar(Tally):
       """Moves the bar too."""
 
       def advance(self, number: int) -> None:
         super().advance(number)
-        rate = self.done / (time.monotonic() - start)
-        bars.update(bar, advance=number, rate=f'{rate:.2f}')
+        bars.update(bar, advance=number, outlook=self.outlook())
 
     yield Bar(label, total, log=False)

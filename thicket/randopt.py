@@ -112,17 +112,21 @@ def search(
   perturber = perturb.Perturber(
     sharding.replicate(mesh, params),
     spec,
-    seed=seed,
+    seed=population.seed,
     mesh=mesh,
     family=family,
     scale=scale,
     mask=trees.trainable(spec, only=only, skip=skip),
   )
   in_axes = perturber.in_axes
-  members = Members(perturber, population, mesh, members_per_device)
-  # A chunk never holds more than is asked for on one device.
-  few = min(members_per_device, -(-top_k // sharding.num_devices(mesh)))
-  selected = Members(perturber, population, mesh, few)
+
+  def chunks_of(number: int) -> Members:
+    """A loop whose chunk holds no more members than there are."""
+    enough = -(-number // sharding.num_devices(mesh))
+    per_device = min(members_per_device, enough)
+    return Members(perturber, population, mesh, per_device)
+
+  members, selected = chunks_of(num_members), chunks_of(top_k)
 
   def rewards(weights, batch):
     with _users_own_rules():
@@ -169,18 +173,13 @@ def search(
 def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
   """Compiles fn(weights, batch) for members spread over the mesh."""
   members = PartitionSpec(sharding.MEMBERS)
-  weight_specs = jax.tree.map(
-    lambda axis: PartitionSpec() if axis is None else members,
-    in_axes,
-    is_leaf=lambda axis: axis is None,
-  )
 
   @jax.jit
   def run(weights, batch):
     return jax.shard_map(
       jax.vmap(fn, in_axes=(in_axes, None)),
       mesh=mesh,
-      in_specs=(weight_specs, PartitionSpec()),
+      in_specs=(sharding.weight_specs(in_axes), PartitionSpec()),
       out_specs=members,
       check_vma=False,
     )(weights, batch)

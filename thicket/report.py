@@ -8,6 +8,7 @@ base is paired: both answered the same questions, which are resampled together.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from thicket import metrics, voting
+from thicket import blocks, metrics, voting
 from thicket.blocks import Block
 from thicket.population import BASE, Population
 from thicket.tasks import base as tasks
@@ -36,10 +37,14 @@ def rate(correct: np.ndarray) -> Summary:
 
 
 def difference(ours: np.ndarray, base: np.ndarray) -> Summary:
-  """Mean difference over questions, with its 95% paired bootstrap interval."""
-  found = metrics.paired_bootstrap(
-    np.asarray(ours, np.float64), np.asarray(base, np.float64)
-  )
+  """Mean difference over questions, with a 95% paired interval."""
+  ours, base = np.asarray(ours, np.float64), np.asarray(base, np.float64)
+  found = metrics.paired_bootstrap(ours, base)
+  if (ours == base).all():
+    # Resampling zeros gives [0, 0] and would claim certainty. The exact bound
+    # on how often answers differ, having differed in none of n, does not.
+    most = 1 - 0.025 ** (1 / ours.size)
+    found = metrics.Interval(0.0, -most, most)
   return {
     'difference': float(found.estimate),
     'interval': [float(found.low), float(found.high)],
@@ -63,22 +68,9 @@ def _answer_facts(block: Block) -> Summary:
 def member(block: Block, member_id: int) -> Block:
   """The rows of one member of a block, which keeps its axis."""
   at = np.flatnonzero(block.members == member_id)
-  fields = {
-    name: getattr(block, name)[at]
-    for name in (
-      'members',
-      'seen',
-      'reward',
-      'lenient',
-      'correct',
-      'answer',
-      'num_tokens',
-      'truncated',
-    )
-  }
-  return Block(
-    rows=block.rows, draws=block.draws, answers=block.answers, **fields
-  )
+  names = {'members', 'seen', *blocks.COLUMNS} - {'text'}
+  by_member = {name: getattr(block, name)[at] for name in names}
+  return dataclasses.replace(block, texts=None, **by_member)
 
 
 def selection_summary(block: Block, population: Population) -> Summary:
@@ -272,7 +264,7 @@ def selection_table(summary: Mapping[str, Any]) -> Table:
 def test_table(summary: Mapping[str, Any]) -> Table:
   """Base, selected members and votes on the test split."""
   table = _table(
-    f'Test: {summary["rows"]} questions that nothing was chosen on',
+    f'Test: {summary["rows"]} held-out questions',
     'model',
     'accuracy % [95%]',
     'against base [95%]',

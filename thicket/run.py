@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,11 @@ class Run:
     Raises:
       Any of the project's errors, before anything is computed.
     """
+    if jax.process_count() > 1:
+      raise ConfigError(
+        f'{jax.process_count()} processes: a run is one process, over all the '
+        'devices it sees'
+      )
     self.console = console or Console()
     self.config = config
     self.plan = make_plan(config)
@@ -75,6 +80,14 @@ class Run:
       parameters / 1e6,
       time.monotonic() - start,
     )
+    try:
+      mask = trees.trainable(
+        model.spec,
+        only=config.population.only,
+        skip=config.population.skip,
+      )
+    except ValueError as error:
+      raise ConfigError(f'population.only, population.skip: {error}') from error
     recipe = make_recipe(config, self.plan, model)
     if workdir is None:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
@@ -91,18 +104,10 @@ class Run:
     )
     self._ledger = Ledger.open(self.workdir / 'ledger', recipe)
     mesh = sharding.make_mesh()
-    try:
-      mask = trees.trainable(
-        model.spec,
-        only=config.population.only,
-        skip=config.population.skip,
-      )
-    except ValueError as error:
-      raise ConfigError(f'population.only, population.skip: {error}') from error
     perturber = perturb.Perturber(
       sharding.replicate(mesh, model.params),
       model.spec,
-      seed=config.seed,
+      seed=self.plan.population.seed,
       mesh=mesh,
       family=config.population.family,
       scale=config.population.scale,
@@ -139,7 +144,7 @@ class Run:
     self._answer('selection', population.ids(), 'members on selection')
     scored = self._view('selection', [BASE, *population.ids()])
     chosen = report.selection_summary(scored, population)
-    self.console.print(report.selection_table(chosen))
+    self.console.print('', report.selection_table(chosen), '', sep='\n')
 
     best = selection.top_k(report.scores(scored)[1:], sizes[-1])
     ranked = [int(i) for i in best]
@@ -149,7 +154,7 @@ class Run:
     test = report.test_summary(
       self.plan.task, self.plan.splits.test, tested, ranked, sizes
     )
-    self.console.print(report.test_table(test))
+    self.console.print('', report.test_table(test), '', sep='\n')
 
     summary = {
       'recipe': self._ledger.recipe,
@@ -166,8 +171,8 @@ class Run:
       'test': test,
       'work': self._work_summary(scored, tested),
     }
-    if jax.process_index() == 0:
-      _write(self.workdir / 'summary.json', json.dumps(summary, indent=2))
+    _write(self.workdir / 'summary.json', json.dumps(summary, indent=2))
+    self.console.print(_work_line(summary['work']))
     return summary
 
   def _view(self, split: str, ids: Sequence[int]) -> Block:
@@ -183,13 +188,13 @@ class Run:
     if not todo.size:
       return
     step = engine.answer_all(self._engine, questions.batches)
-    saver = _Saver(self._ledger, split, self.config.run.members_per_range)
+    size = self.config.run.members_per_range
+    saver = _Saver(self._ledger, split, size, self._log)
     start, compiled = time.monotonic(), self._engine.compile_s
     with tally(self.console, label, len(todo)) as progress, saver:
       for chunk, generated in self._members.run(todo, step):
         block = self._judge(questions, chunk, generated)
         saver.add(block)
-        self._log(split, block)
         progress.advance(len(chunk))
         self._work['members'] += len(chunk)
         self._work['tokens'] += int(block.num_tokens.sum())
@@ -215,9 +220,7 @@ class Run:
     return found
 
   def _log(self, split: str, block: Block) -> None:
-    """Adds a line for each member to metrics.jsonl, for eyes and plots."""
-    if jax.process_index() != 0:
-      return
+    """Adds a line for each saved member to metrics.jsonl, to plot from."""
     lines = []
     for i, score in zip(block.members, report.scores(block), strict=True):
       one = report.member(block, i)
@@ -248,10 +251,22 @@ class Run:
       'this_run': {
         **work,
         'compile_seconds': self._engine.compile_s,
-        'tokens_per_second': work['tokens'] / seconds if seconds else 0.0,
+        'tokens_per_second': work['tokens'] / seconds if seconds else None,
       },
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
+
+
+def _work_line(work: dict[str, Any]) -> str:
+  stored, ours = work['generated_tokens'], work['this_run']
+  line = f'Generated {sum(stored.values()):,} tokens in all'
+  if ours['members']:
+    line += (
+      f'; this run {ours["tokens"]:,} in {ours["seconds"]:.0f} s, '
+      f'{ours["tokens_per_second"]:.0f} tokens/s, and '
+      f'{ours["compile_seconds"]:.0f} s of compiling'
+    )
+  return f'{line} ({work["devices"]}).'
 
 
 class _Saver:
@@ -261,8 +276,15 @@ class _Saver:
   middle of a save has that save repeated, which changes nothing twice.
   """
 
-  def __init__(self, ledger: Ledger, split: str, size: int):
+  def __init__(
+    self,
+    ledger: Ledger,
+    split: str,
+    size: int,
+    saved: Callable[[str, Block], None],
+  ):
     self._ledger, self._split, self._size = ledger, split, size
+    self._saved = saved
     self._start_over()
 
   def _start_over(self):
@@ -279,8 +301,9 @@ class _Saver:
   def _save(self, number: int) -> None:
     ids, rest = self._ids[:number], self._ids[number:]
     pile = self._pile
+    block = pile.view(self._split, ids)
     try:
-      self._ledger.append(self._split, pile.view(self._split, ids))
+      self._ledger.append(self._split, block)
     except LedgerError:
       self._start_over()  # not to be tried again on the way out
       raise
@@ -288,6 +311,7 @@ class _Saver:
     if rest:
       self._pile.append(self._split, pile.view(self._split, rest))
       self._ids = rest
+    self._saved(self._split, block)
 
   def __enter__(self) -> _Saver:
     return self

@@ -42,6 +42,15 @@ def num_devices(mesh: Mesh) -> int:
   return mesh.shape[MEMBERS]
 
 
+def weight_specs(in_axes: Any) -> Any:
+  """Partition specs of members' weights from `Perturber.in_axes`."""
+  return jax.tree.map(
+    lambda axis: PartitionSpec() if axis is None else PartitionSpec(MEMBERS),
+    in_axes,
+    is_leaf=lambda axis: axis is None,
+  )
+
+
 def spread(mesh: Mesh, array: np.ndarray) -> jax.Array:
   """Puts a host array [M, ...], known to every process, over the members.
 

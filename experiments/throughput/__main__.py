@@ -13,12 +13,13 @@ model; compares with transformers where torch and transformers are installed.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -145,6 +146,7 @@ class Bench:
 def transformers_generate(model: LoadedModel, bench: Bench) -> Callable | None:
   """The same weights, batch and stop rule in transformers, or None."""
   if not all(map(importlib.util.find_spec, ('torch', 'transformers'))):
+    print('torch and transformers are not installed: comparison left out')
     return None
   import torch
   import transformers
@@ -165,6 +167,11 @@ def transformers_generate(model: LoadedModel, bench: Bench) -> Callable | None:
     attn_implementation='sdpa',
   )
   torch.set_num_threads(2)
+  print(
+    f'transformers {transformers.__version__}, torch {torch.__version__}: '
+    f'2 threads, float32, sdpa, cache on, greedy, {ROWS} prompts, '
+    f'{NEW_TOKENS} new tokens, no early stop'
+  )
   theirs = transformers.LlamaForCausalLM(config).eval()
   state = {}
   for array, leaf in zip(
@@ -175,7 +182,9 @@ def transformers_generate(model: LoadedModel, bench: Bench) -> Callable | None:
       leaf.segments, np.split(np.asarray(array), edges), strict=True
     ):
       state[s.full_name] = torch.tensor(part)
-  theirs.load_state_dict(state, strict=False)
+  missing, extra = theirs.load_state_dict(state, strict=False)
+  if extra or set(missing) - {'lm_head.weight'}:  # tied to the embedding
+    raise RuntimeError(f'missing {missing}, not expected {extra}')
   theirs.tie_weights()
   theirs.generation_config.eos_token_id = None
   pad = model.tokenizer.pad_id
@@ -235,6 +244,7 @@ def measure(repeats: int) -> dict[str, Any]:
   for i in range(repeats):
     before = peak()
     one.write(-1)
+    jax.block_until_ready(one.weights)
     prefill_s = seconds(one.answer)
     many.write(-1)
     jax.block_until_ready(many.weights)
@@ -273,7 +283,7 @@ def measure(repeats: int) -> dict[str, Any]:
 def memory_over_budget(model: LoadedModel) -> float:
   """Peak resident memory of a run, beyond base + one member + caches, in GB."""
   with tempfile.TemporaryDirectory() as folder:
-    subprocess.run(
+    child = subprocess.Popen(
       [
         sys.executable,
         '-m',
@@ -284,10 +294,16 @@ def memory_over_budget(model: LoadedModel) -> float:
         '--config.ensemble.sizes=(1,)',
         f'--config.data.num_test={ROWS}',
       ],
-      check=True,
-      capture_output=True,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
     )
-  used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    # Not getrusage: a child's maximum begins with its parent's memory.
+    used = 0
+    while child.poll() is None:
+      used = max(used, _high_water_bytes(child.pid))
+      time.sleep(0.1)
+  if child.returncode:
+    raise RuntimeError(f'the run to measure ended with {child.returncode}')
   weights = sum(x.nbytes for x in jax.tree.leaves(model.params))
   task = tasks.make('arithmetic')
   slots = decode.cache_slots(decode.bucket(24), task.max_new_tokens)
@@ -296,6 +312,15 @@ def memory_over_budget(model: LoadedModel) -> float:
   )
   cached = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
   return (used - 2 * weights - cached) / GB
+
+
+def _high_water_bytes(pid: int) -> int:
+  try:
+    status = pathlib.Path(f'/proc/{pid}/status').read_text()
+  except OSError:
+    return 0
+  found = re.search(r'VmHWM:\s+(\d+) kB', status)
+  return 1024 * int(found[1]) if found else 0
 
 
 TARGETS = {
@@ -334,7 +359,12 @@ def main() -> None:
   Console(width=100).print(table)
   print(f'{time.monotonic() - start:.0f} s in all')
   if args.output:
-    versions = {'jax': jax.__version__, 'python': platform.python_version()}
+    versions = {
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'jaxlib', 'torch', 'transformers')
+      if importlib.util.find_spec(name)
+    }
+    versions['python'] = platform.python_version()
     cores = len(os.sched_getaffinity(0))
     result = {'found': found, 'versions': versions, 'cores': cores}
     args.output.write_text(json.dumps(result, indent=1) + '\n')

@@ -110,7 +110,8 @@ def attend(
     cache_mask: bool [B, S], or None.
 
   Returns:
-    [N * H, B, T] in the dtype of the query; weights and sums are float32.
+    [N * H, B, T] in the dtype of the query. Scores, softmax and sums are
+    float32; its weights are rounded to the query's dtype for the product.
   """
   N, H, B, T = query.shape
   K = fresh.key.shape[1]
