@@ -281,7 +281,7 @@ def test_tfds_and_jsonl_give_the_same_rows(gsm8k, folder, tfds_folder):
 
 def test_without_tfds_the_extra_is_named(gsm8k, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  with pytest.raises(base.TaskError, match=r"pip install '\.\[tfds\]'"):
+  with pytest.raises(base.TaskError, match=r"pip install -e '\.\[tfds\]'"):
     _load(gsm8k, (1, 0, 1), source='tfds:gsm8k')
 
 

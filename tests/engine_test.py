@@ -235,7 +235,7 @@ def test_the_token_rule_is_told_who_a_row_is():
 
 
 def test_each_bucket_has_one_program(programs):
-  shapes = [key[1] for key in programs if key[0] == 'generate']
+  shapes = [key[1:] for key in programs if key[0] == 'generation']
   slots = [decode.cache_slots(size, G) for size in (8, 16)]
   assert sorted(shapes) == [(16, 2, size) for size in slots]
   assert len(programs) == 3  # and one for the prefix

@@ -265,9 +265,10 @@ def test_texts_are_what_was_judged(finished):
 def test_the_tables_are_printed(finished):
   text = _printed(finished.job)
   assert 'Selection: 64 questions' in text
-  assert 'Test: 32 questions' in text
+  assert 'Test: 32 held-out questions' in text
   assert f'vote of best {K}' in text
   assert 'stored' not in text
+  assert 'tokens/s, and' in text
 
 
 # What may change between two runs of one recipe, and what may not.
@@ -298,7 +299,7 @@ def test_with_everything_stored_nothing_is_generated(
     'tokens': 0,
     'seconds': 0.0,
     'compile_seconds': 0.0,
-    'tokens_per_second': 0.0,
+    'tokens_per_second': None,
   }
   assert summary['recipe'] == finished.summary['recipe']
   assert summary['selection'] == finished.summary['selection']
@@ -392,7 +393,7 @@ def test_the_default_folder_is_that_of_the_recipe(model, tmp_path, monkeypatch):
       {'decode__max_new_tokens': 2},
       'decoding.max_new_tokens: stored 3, asked 2',
     ),
-    ({'data__num_test': 31}, 'data: stored '),
+    ({'data__num_test': 31}, 'data.test: stored '),
   ],
 )
 def test_another_recipe_in_the_same_folder_is_refused(
@@ -534,12 +535,12 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
     (
       ConfigError,
       {'ensemble__sizes': (2, 0)},
-      'ensemble.sizes = (2, 0): K is a whole number, at least 1',
+      'ensemble.sizes = (2, 0): K is at least 1, and whole',
     ),
     (
       ConfigError,
       {'ensemble__sizes': ()},
-      'ensemble.sizes = (): K is a whole number, at least 1',
+      'ensemble.sizes = (): K is at least 1, and whole',
     ),
     (
       ConfigError,
@@ -561,7 +562,7 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
     (
       ConfigError,
       {'ensemble__sizes': (1, 1.5)},
-      'ensemble.sizes = (1, 1.5): K is a whole number, at least 1',
+      'ensemble.sizes = (1, 1.5): K is at least 1, and whole',
     ),
     (
       ConfigError,

@@ -150,7 +150,6 @@ def make_recipe(
       'rule': 'greedy',
       'max_new_tokens': plan.max_new_tokens,
       'rows': config.decode.rows,
-      'matmul_precision': str(jax.config.jax_default_matmul_precision),
     },
   }
 
