@@ -59,3 +59,9 @@ def test_the_results_are_those_of_the_experiment():
   assert arithmetic.table(paths) in README
   readme = ROOT / 'experiments' / 'arithmetic' / 'README.md'
   assert arithmetic.table(paths) in readme.read_text(encoding='utf-8')
+
+
+def test_no_text_waits_to_be_filled_in():
+  for path in (ROOT / 'README.md', *ROOT.glob('experiments/*/README.md')):
+    text = path.read_text(encoding='utf-8')
+    assert not re.findall(r'\b[A-Z]{3,}_[A-Z]+\b|^TABLE$', text, re.MULTILINE)
