@@ -30,7 +30,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.task.name = 'arithmetic'
   config.task.prompt_template = config_dict.placeholder(str)
   config.task.path = config_dict.placeholder(str)  # e.g. of a JSONL file
-  config.task.source = config_dict.placeholder(str)  # e.g. tfds:gsm8k
+  config.task.source = config_dict.placeholder(str)  # e.g. tfds:NAME
 
   # Disjoint rows; only selection may be chosen on.
   config.data = ml_collections.ConfigDict()

@@ -272,11 +272,25 @@ def tfds_folder(tmp_path):
   return folder
 
 
-def test_tfds_and_jsonl_give_the_same_rows(gsm8k, folder, tfds_folder):
+def test_tfds_and_jsonl_give_the_same_rows(
+  gsm8k, folder, tfds_folder, monkeypatch
+):
   source = 'tfds:tiny_word_problems'
   splits = _load(gsm8k, (20, 10, 15), source=source, path=tfds_folder)
   assert splits == _load(gsm8k, (20, 10, 15), path=folder)
   assert 'tensorflow' not in sys.modules
+
+  # Where it has to be fetched first and cannot be, that is one line.
+  import tensorflow_datasets as tfds
+
+  def offline(self):
+    raise OSError('no route\nto host')
+
+  builder = type(tfds.builder('tiny_word_problems', data_dir=tfds_folder))
+  monkeypatch.setattr(builder, 'download_and_prepare', offline)
+  message = 'prepared: no route to host; prepare'
+  with pytest.raises(base.TaskError, match=message):
+    _load(gsm8k, (20, 10, 15), source=source, path=tfds_folder)
 
 
 def test_without_tfds_the_extra_is_named(gsm8k, monkeypatch):

@@ -231,7 +231,11 @@ def _read_folder(task, path) -> dict[str, Iterable[base.Example]]:
 
 def _read_jsonl(task, path: pathlib.Path) -> Iterator[base.Example]:
   # Bytes: text mode would also end a line inside a string, at a lone \r.
-  with path.open('rb') as lines:
+  try:
+    lines = path.open('rb')
+  except OSError as error:
+    raise base.TaskError(f'{path}: cannot be read: {error.strerror}') from error
+  with lines:
     for number, line in enumerate(lines, start=1):
       if not line.strip():
         continue
@@ -260,7 +264,14 @@ def _read_tfds(task, name, folder) -> dict[str, Iterable[base.Example]]:
       f"source='{TFDS_PREFIX}{name}': TFDS has no such data set, and there is "
       f'none in path={folder!r}'
     ) from error
-  builder.download_and_prepare()
+  try:
+    builder.download_and_prepare()
+  except Exception as error:  # of many kinds: network, disk, checksums
+    reason = ' '.join(str(error).split())
+    raise base.TaskError(
+      f"source='{TFDS_PREFIX}{name}' could not be prepared: {reason}; prepare "
+      'it where there is a network, or give task.path a JSONL file'
+    ) from error
 
   def rows(part: str) -> Iterator[base.Example]:
     for number, row in enumerate(builder.as_data_source(split=part)):
