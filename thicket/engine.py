@@ -145,10 +145,13 @@ class Engine:
       self.compile_s += seconds
       memory = self._programs[key].memory_analysis()
       logging.info(
-        'compiled %s for %s in %.1f s: %.0f MB of arguments, %.0f of scratch',
+        'compiled %s for %s in %.1f s',
         name,
         ' x '.join(f'{number} {what}' for what, number in sizes.items()),
         seconds,
+      )
+      logging.info(
+        '  it takes %.0f MB of arguments and %.0f MB of scratch',
         memory.argument_size_in_bytes / 1e6,
         memory.temp_size_in_bytes / 1e6,
       )

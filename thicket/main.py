@@ -13,6 +13,8 @@ import sys
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.console import Console
+from rich.logging import RichHandler
 
 from thicket import arguments, run
 from thicket.models.gguf import ModelFileError
@@ -45,7 +47,10 @@ def main(argv: list[str]) -> int:
     raise arguments.ArgumentError('no --config; try --config=configs/llm.py')
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', _CACHE.value)
-  job = run.Run(_CONFIG.value, _WORKDIR.value)
+  console = Console(highlight=False)
+  if console.is_terminal:
+    _log_above_bars(console)
+  job = run.Run(_CONFIG.value, _WORKDIR.value, console)
   resume = arguments.command(sys.argv)
   try:
     job.finish()
@@ -91,6 +96,15 @@ def _is_ours(record: stdlib_logging.LogRecord) -> bool:
   ours = os.path.dirname(os.path.abspath(__file__))
   is_warning = record.levelno >= stdlib_logging.WARNING
   return is_warning or record.pathname.startswith(ours)
+
+
+def _log_above_bars(console: Console) -> None:
+  """Lets log lines of a terminal go through the console that draws bars."""
+  handler = RichHandler(
+    console=console, show_time=False, show_level=False, show_path=False
+  )
+  handler.addFilter(_is_ours)
+  stdlib_logging.getLogger().handlers = [handler]
 
 
 if __name__ == '__main__':

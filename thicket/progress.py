@@ -33,13 +33,9 @@ class Tally:
     due = now - self._last_log >= _LOG_EVERY_S or self.done == self._total
     if self._log and due:
       self._last_log = now
-      logging.info(
-        '%s: %d of %d members%s',
-        self._label,
-        self.done,
-        self._total,
-        self.outlook(),
-      )
+      so_far = f'{self.done} of {self._total} members'
+      parts = [so_far, *filter(None, [self.outlook()])]
+      logging.info('%s: %s', self._label, ', '.join(parts))
 
   def rate(self) -> float | None:
     """Members a second since the first chunk, whose time is compilation."""
@@ -54,7 +50,7 @@ class Tally:
     if rate is None:
       return ''
     left = (self._total - self.done) / rate
-    return f', {rate:.2f} members/s, {left:.0f} s left'
+    return f'{rate:.2f} members/s, {left:.0f} s left'
 
 
 @contextmanager
