@@ -253,7 +253,8 @@ def _vote(said, gold, ranked, task=None):
   task = Plain() if task is None else task
   examples = _examples(*gold)
   block = _block(examples, said, task)
-  return report.vote(task, examples, block, ranked)
+  (found,) = report.votes(task, examples, block, ranked, [len(ranked)])
+  return found
 
 
 def test_the_majority_is_judged():
@@ -313,7 +314,7 @@ def test_a_class_speaks_through_its_best_ranked_member():
   said = {0: ['3'], 1: ['1/2'], 2: ['2/4'], 3: ['0.5']}
   examples = _examples('1/2')
   block = _block(examples, said, Fractions())
-  report.vote(Noting(), examples, block, [0, 3, 2, 1])
+  report.votes(Noting(), examples, block, [0, 3, 2, 1], [4])
   assert set(seen) == {'0.5'}
 
 

@@ -78,29 +78,3 @@ def test_scores_must_be_floats_of_one_axis():
     selection.top_k(np.zeros(3, np.int32), 1)
   with pytest.raises(ValueError, match=r'\(3, 1\)'):
     selection.top_k(np.zeros((3, 1), np.float32), 1)
-
-
-def test_above_base_counts_strictly_by_sigma():
-  scores = np.array([0.5, 0.3, 0.7, np.nan, 0.30001, np.inf], np.float32)
-  ids = np.array([0, 0, 2, 2, 0, 2], np.int32)
-  # The float64 0.3 lies below its float32, which a member that equals it has.
-  got = selection.above_base(scores, 0.3, ids, 4)
-  assert got.dtype == np.int32
-  assert got.tolist() == [2, 0, 2, 0]
-  assert selection.above_base(scores, math.inf, ids, 3).tolist() == [0, 0, 0]
-  tiny = np.array([TINY, 0, -TINY], np.float32)
-  assert selection.above_base(tiny, -0.0, [0, 0, 0], 1).tolist() == [1]
-
-
-@pytest.mark.parametrize('bad', [-1, 3])
-def test_above_base_refuses_ids_of_no_sigma(bad):
-  with pytest.raises(ValueError, match=rf'group_ids\[1\]={bad}'):
-    selection.above_base(
-      np.zeros(2, np.float32), 0.0, np.array([0, bad], np.int32), 3
-    )
-  with pytest.raises(ValueError, match='base=nan'):
-    selection.above_base(np.zeros(1, np.float32), math.nan, [0], 1)
-  with pytest.raises(ValueError, match=r'need \[N\] and \[N\]'):
-    selection.above_base(
-      np.zeros(2, np.float32), 0.0, np.array([0], np.int32), 3
-    )

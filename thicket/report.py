@@ -117,42 +117,51 @@ def selection_summary(block: Block, population: Population) -> Summary:
   }
 
 
-def vote(
+def votes(
   task: tasks.Task,
   examples: Sequence[tasks.Example],
   block: Block,
   ranked: Sequence[int],
-) -> Summary:
-  """The vote of some members, each answering once.
+  sizes: Sequence[int],
+) -> list[Summary]:
+  """The votes of the best K members, each answering once, for several K.
 
   Args:
-    task: groups answers into classes and judges the winner.
+    task: groups answers into classes and judges the winners.
     examples: the rows of `block`, in its order.
     block: holds the members.
     ranked: member ids, best first.
+    sizes: K of each vote, at most `len(ranked)`.
 
   Returns:
-    A `correct` array [r], the number of rows without any vote, and more.
+    For each K a `correct` array [r], the share of abstentions among the
+    members' answers, and the number of rows without any answer to vote on.
   """
   order = [int(np.flatnonzero(block.members == i)[0]) for i in ranked]
   answers = block.answer[order, :, 0]
   groups = np.append(task.group(block.answers), -1).astype(np.int32)
   classes = groups[answers]  # index -1, an abstention, stays -1
-  winner = np.asarray(voting.majority(classes).answer)
-  correct = np.zeros(len(examples), bool)
-  for row, example in enumerate(examples):
-    answer = None
-    if winner[row] >= 0:
-      # The class speaks through its best-ranked member.
-      first = int(np.argmax(classes[:, row] == winner[row]))
-      answer = block.answers[answers[first, row]]
-    correct[row] = tasks.judge_answer(task, answer, example).is_correct
-  return {
-    'k': len(ranked),
-    'correct': correct,
-    'abstained_votes': float((classes < 0).mean()),
-    'rows_without_vote': int((winner < 0).sum()),
-  }
+  found = []
+  for k, winner in zip(
+    sizes, np.asarray(voting.vote_curve(classes, sizes)), strict=True
+  ):
+    correct = np.zeros(len(examples), bool)
+    for row, example in enumerate(examples):
+      answer = None
+      if winner[row] >= 0:
+        # The class speaks through its best-ranked member.
+        first = int(np.argmax(classes[:, row] == winner[row]))
+        answer = block.answers[answers[first, row]]
+      correct[row] = tasks.judge_answer(task, answer, example).is_correct
+    found.append(
+      {
+        'k': k,
+        'correct': correct,
+        'abstained_votes': float((classes[:k] < 0).mean()),
+        'rows_without_vote': int((winner < 0).sum()),
+      }
+    )
+  return found
 
 
 def test_summary(
@@ -176,19 +185,21 @@ def test_summary(
   order = [int(np.flatnonzero(block.members == i)[0]) for i in ranked]
   correct = block.correct[order, :, 0]  # [K, r]
   accuracy = correct.mean(axis=1)
-  votes = []
-  for k in sizes:
-    found = vote(task, examples, block, ranked[:k])
-    votes.append(
-      {
-        'k': k,
-        'accuracy': rate(found['correct']),
-        'against_base': difference(found['correct'], base_correct),
-        'abstention_rate': found['abstained_votes'],
-        'rows_without_vote': found['rows_without_vote'],
-      }
-    )
+  of_k = [
+    {
+      'k': found['k'],
+      'accuracy': rate(found['correct']),
+      'against_base': difference(found['correct'], base_correct),
+      'abstention_rate': found['abstained_votes'],
+      'rows_without_vote': found['rows_without_vote'],
+    }
+    for found in votes(task, examples, block, ranked, sizes)
+  ]
   mean = metrics.mean_interval(correct.mean(axis=0), bounds=(0.0, 1.0))
+  if correct.all() or not correct.any():
+    # Rows that all agree have no spread, which is no proof of certainty.
+    low, high = metrics.wilson(int(correct[0].sum()), correct.shape[1])
+    mean = metrics.Interval(mean.estimate, float(low), float(high))
   return {
     'rows': len(examples),
     'base': {'accuracy': rate(base_correct), **_answer_facts(base)},
@@ -212,7 +223,7 @@ def test_summary(
       'abstention_rate': float((block.answer[order] < 0).mean()),
       'truncation_rate': float(block.truncated[order].mean()),
     },
-    'votes': votes,
+    'votes': of_k,
   }
 
 

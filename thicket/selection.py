@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def top_k(scores: jax.Array, k: int) -> jax.Array:
@@ -40,52 +39,6 @@ def top_k(scores: jax.Array, k: int) -> jax.Array:
 @functools.partial(jax.jit, static_argnames='k')
 def _top_k(scores: jax.Array, k: int) -> jax.Array:
   return jnp.argsort(_rank_key(scores), stable=True)[:k].astype(jnp.int32)
-
-
-def above_base(
-  scores: jax.Array, base: float, group_ids: jax.Array, num_groups: int
-) -> jax.Array:
-  """Counts the members that beat the base model, for each sigma.
-
-  Args:
-    scores: float32 [N].
-    base: the base model's score, not NaN; it is rounded to float32 as the
-      scores were, so that a member that only equals it is not counted.
-    group_ids: int32 [N], which sigma a member has, in 0..num_groups-1.
-    num_groups: number of sigmas.
-
-  Returns:
-    int32 [num_groups], members strictly above the base; NaN never is.
-
-  Raises:
-    ValueError: shapes differ, the base is NaN, or an id is outside
-      0..num_groups-1.
-  """
-  scores, ids = _check_scores(scores), np.asarray(group_ids)
-  if np.isnan(base):
-    raise ValueError(f'base={base}: needs a score to compare with')
-  if scores.shape != ids.shape:
-    raise ValueError(
-      f'scores {scores.shape} and group_ids {ids.shape}: need [N] and [N]'
-    )
-  # Checked on the host: on the device an id out of range counts for nothing.
-  is_bad = (ids < 0) | (ids >= num_groups)
-  if is_bad.any():
-    at = int(np.argmax(is_bad))
-    raise ValueError(
-      f'group_ids[{at}]={ids[at]}: must lie in 0..{num_groups - 1}'
-    )
-  return _above_base(
-    scores, jnp.asarray(base, jnp.float32), jnp.asarray(ids), num_groups
-  )
-
-
-@functools.partial(jax.jit, static_argnames='num_groups')
-def _above_base(scores, base, group_ids, num_groups):
-  groups = jnp.arange(num_groups, dtype=group_ids.dtype)
-  is_member = group_ids[:, None] == groups[None, :]
-  is_above = (_rank_key(scores) < _rank_key(base))[:, None]
-  return jnp.sum(is_member & is_above, axis=0, dtype=jnp.int32)
 
 
 def _rank_key(scores: jax.Array) -> jax.Array:

@@ -75,12 +75,6 @@ def numerals(text: str) -> list[str | None]:
   return [_read(text, match) for match in _RUN.finditer(text)]
 
 
-def first_number(text: str) -> str | None:
-  """The first numeral of `text`; None if there is none or it is unreadable."""
-  found = numerals(text)
-  return found[0] if found else None
-
-
 def last_number(text: str) -> str | None:
   """The last numeral of `text`; None if there is none or it is unreadable.
 
