@@ -16,6 +16,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from same import assert_same
 
 from thicket import ledger as ledger_lib
 from thicket.blocks import BASE, Block
@@ -93,18 +94,6 @@ def cut(block, members, rows, draws, mask=None, seed=0):
 def whole(block, members):
   """All rows of some members, by position."""
   return cut(block, members, range(len(block.rows)), range(len(block.draws)))
-
-
-def assert_same(a, b):
-  """Equal types, shapes, bytes and strings."""
-  for field in dataclasses.fields(Block):
-    one, other = getattr(a, field.name), getattr(b, field.name)
-    if isinstance(one, np.ndarray):
-      assert one.dtype == other.dtype, field.name
-      assert one.shape == other.shape, field.name
-      assert one.tobytes() == other.tobytes(), field.name
-    else:
-      assert one == other, field.name
 
 
 def canonical(*blocks):
@@ -291,6 +280,61 @@ def test_appending_again_writes_nothing(tmp_path):
   ledger.append('train', whole(block, [2, 3]))
   _, added = ranges(tmp_path)
   assert added.name.startswith('000002-000002-')
+
+
+def test_ctrl_c_waits_for_the_save(tmp_path, monkeypatch):
+  block, save = world(), ledger_lib._save
+
+  def interrupted(path, part):
+    # Python runs the handler at once: without the wait, nothing is saved.
+    signal.raise_signal(signal.SIGINT)
+    save(path, part)
+
+  monkeypatch.setattr(ledger_lib, '_save', interrupted)
+  usual = signal.getsignal(signal.SIGINT)
+  ledger = Ledger.open(tmp_path, RECIPE)
+  with pytest.raises(KeyboardInterrupt):
+    ledger.append('train', whole(block, [1, 2]))
+  assert signal.getsignal(signal.SIGINT) is usual
+  finished = ranges(tmp_path)
+  assert len(finished) == 1
+  for found in (ledger, Ledger.read(tmp_path)):
+    assert_same(found.view('train'), canonical(whole(block, [1, 2])))
+  ledger.append('train', whole(block, [1, 2]))
+  assert ranges(tmp_path) == finished
+
+
+def test_a_second_ctrl_c_does_not_wait():
+  reached = []
+
+  @ledger_lib.uninterrupted()
+  def twice():
+    signal.raise_signal(signal.SIGINT)
+    reached.append('first')
+    signal.raise_signal(signal.SIGINT)
+    reached.append('second')
+
+  with pytest.raises(KeyboardInterrupt):
+    twice()
+  assert reached == ['first']
+
+
+def test_ctrl_c_waits_for_the_outer_of_two():
+  reached = []
+
+  @ledger_lib.uninterrupted()
+  def inner():
+    signal.raise_signal(signal.SIGINT)
+    reached.append('inner')
+
+  @ledger_lib.uninterrupted()
+  def outer():
+    inner()
+    reached.append('outer')
+
+  with pytest.raises(KeyboardInterrupt):
+    outer()
+  assert reached == ['inner', 'outer']
 
 
 def test_texts_may_be_added_later(tmp_path):

@@ -14,11 +14,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import same
 import tiny_gguf
 from rich.console import Console
 
 from thicket import evaluation, report, run, sharding, tasks
-from thicket.blocks import Block
 from thicket.ledger import Ledger, RecipeMismatch
 from thicket.models.hub import HubError
 from thicket.plan import ConfigError, make_plan
@@ -103,15 +103,7 @@ def _view(workdir, split='selection'):
 def _assert_same_rows(ours, theirs):
   """Two ledgers hold the same rows, byte for byte, and texts."""
   for split in SPLITS:
-    a, b = _view(ours, split), _view(theirs, split)
-    for field in dataclasses.fields(Block):
-      one, other = getattr(a, field.name), getattr(b, field.name)
-      if isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype, field.name
-        assert one.shape == other.shape, field.name
-        assert one.tobytes() == other.tobytes(), field.name
-      else:
-        assert one == other, field.name
+    same.assert_same(_view(ours, split), _view(theirs, split))
 
 
 @dataclasses.dataclass(frozen=True)

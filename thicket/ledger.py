@@ -18,8 +18,10 @@ import functools
 import json
 import os
 import re
+import signal
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -92,7 +94,7 @@ class Ledger:
               f'{folder}: ranges without their {_RECIPE_FILE}; restore that '
               'file or choose another --workdir'
             )
-          _write_atomically(
+          write_atomically(
             folder / _RECIPE_FILE, json.dumps(recipe, indent=2, sort_keys=True)
           )
       except OSError as error:
@@ -147,7 +149,7 @@ class Ledger:
     to a row that had none. On return the range is finished and survives a
     kill. Raises LedgerError for a row held with other values (naming its
     key), for a block whose shapes or indices do not fit, and for a full or
-    read-only disk.
+    read-only disk. Ctrl-C waits until the range is finished.
     """
     if not self._writable:
       raise LedgerError(
@@ -162,15 +164,16 @@ class Ledger:
     part = trim(part, part.seen & (~held.seen | adds_text))
     if not part.seen.size:
       return
-    if self.folder is not None:
-      path = self.folder / split / part_name(part)
-      # Ctrl-C can fall between a commit and our note of it; then the range
-      # is there although this object did not know.
-      if path.exists():
-        merge([_load(path), part], part.keys, say)
-      else:
-        _save(path, part)
-    parts.append(part)
+    with uninterrupted():
+      if self.folder is not None:
+        path = self.folder / split / part_name(part)
+        # An exception can fall between a commit and our note of it; then the
+        # range is there although this object did not know.
+        if path.exists():
+          merge([_load(path), part], part.keys, say)
+        else:
+          _save(path, part)
+      parts.append(part)
 
   def seen(
     self,
@@ -262,7 +265,37 @@ def _remove_rubbish(folder: epath.Path) -> None:
     raise _disk_error(folder, error) from error
 
 
-def _write_atomically(path: epath.Path, text: str) -> None:
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+  """Holds a first Ctrl-C back until what is inside is done.
+
+  Orbax saves in threads of its own, which an exception in the main thread
+  leaves running: a save torn by it can be neither trusted nor tried again. A
+  second Ctrl-C is not held back, should the disk hang.
+  """
+  usual = signal.getsignal(signal.SIGINT)
+  in_main = threading.current_thread() is threading.main_thread()
+  if not (in_main and callable(usual)):
+    yield  # nothing would raise here
+    return
+  held: list[tuple] = []
+
+  def hold(*args):
+    held.append(args)
+    if len(held) > 1:
+      usual(*args)
+
+  signal.signal(signal.SIGINT, hold)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, usual)
+  if held:
+    usual(*held[0])
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+  """Replaces a text file whole: a reader never sees half of it."""
   partial = path.parent / (path.name + '.tmp')
   with partial.open('w') as file:
     file.write(text + '\n')

@@ -34,7 +34,12 @@ from thicket import (
   trees,
 )
 from thicket.blocks import Block
-from thicket.ledger import Ledger, LedgerError
+from thicket.ledger import (
+  Ledger,
+  LedgerError,
+  uninterrupted,
+  write_atomically,
+)
 from thicket.models import hub
 from thicket.models.load import load
 from thicket.plan import ConfigError, make_plan, make_recipe
@@ -146,7 +151,8 @@ class Run:
     chosen = report.selection_summary(scored, population)
     self.console.print('', report.selection_table(chosen), '', sep='\n')
 
-    best = selection.top_k(report.scores(scored)[1:], sizes[-1])
+    member_scores = report.scores(scored)[1:]  # the base stands first
+    best = selection.top_k(member_scores, sizes[-1])
     ranked = [int(i) for i in best]
     self._answer('test', [BASE], 'base on test')
     self._answer('test', sorted(ranked), f'{len(ranked)} selected on test')
@@ -164,14 +170,16 @@ class Run:
         {
           'member': i,
           'sigma': float(population.sigma([i])[0]),
-          'score': float(report.scores(report.member(scored, i))[0]),
+          'score': float(member_scores[i]),
         }
         for i in ranked
       ],
       'test': test,
       'work': self._work_summary(scored, tested),
     }
-    _write(self.workdir / 'summary.json', json.dumps(summary, indent=2))
+    path = self.workdir / 'summary.json'
+    with _disk_errors(path):
+      write_atomically(path, json.dumps(summary, indent=2))
     self.console.print(_work_line(summary['work']))
     return summary
 
@@ -272,8 +280,7 @@ def _work_line(work: dict[str, Any]) -> str:
 class _Saver:
   """Saves judged members in ranges of a size that no chunk size changes.
 
-  Left by an exception it saves the unfinished range first; Ctrl-C in the
-  middle of a save has that save repeated, which changes nothing twice.
+  Left by an exception, Ctrl-C too, it saves the unfinished range first.
   """
 
   def __init__(
@@ -302,16 +309,17 @@ class _Saver:
     ids, rest = self._ids[:number], self._ids[number:]
     pile = self._pile
     block = pile.view(self._split, ids)
-    try:
-      self._ledger.append(self._split, block)
-    except LedgerError:
-      self._start_over()  # not to be tried again on the way out
-      raise
-    self._start_over()
-    if rest:
-      self._pile.append(self._split, pile.view(self._split, rest))
-      self._ids = rest
-    self._saved(self._split, block)
+    with uninterrupted():  # the ledger, the metrics and the pile agree
+      try:
+        self._ledger.append(self._split, block)
+      except LedgerError:
+        self._start_over()  # not to be tried again on the way out
+        raise
+      self._start_over()
+      if rest:
+        self._pile.append(self._split, pile.view(self._split, rest))
+        self._ids = rest
+      self._saved(self._split, block)
 
   def __enter__(self) -> _Saver:
     return self
@@ -319,14 +327,6 @@ class _Saver:
   def __exit__(self, kind, error, trace) -> None:
     if self._ids:
       self._save(len(self._ids))
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Replaces a text file whole: a reader never sees half of it."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  with _disk_errors(path):
-    temporary.write_text(text + '\n', encoding='utf-8')
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager
