@@ -23,7 +23,6 @@ from jax.sharding import PartitionSpec
 
 from thicket import decode, sharding
 from thicket.models import decoder
-from thicket.models.decoder_config import DecoderConfig
 
 V, G, PAD = tiny.CONFIG.vocab_size, 6, 63
 # For tests of the loop rather than of answers; it compiles in half the time.
@@ -571,19 +570,6 @@ def test_the_search_for_collectives_finds_one():
 
 # The compiled loop, at the shapes of SmolLM2-135M. Nothing is run.
 
-SMOLLM2 = DecoderConfig(
-  vocab_size=49152,
-  num_layers=30,
-  d_model=576,
-  d_ff=1536,
-  num_heads=9,
-  num_kv_heads=3,
-  head_dim=64,
-  rope_base=100000.0,
-  norm_eps=1e-5,
-  context_length=8192,
-  tie_head=True,
-)
 SHAPES = {'M': 2, 'B': 8, 'S': 16, 'G': 8, 'P': 5}
 CACHE_SIZE = 2 * 8 * 3 * 64 * (16 + 8 - 1)  # elements of a layer's keys
 WEIGHT_SIZE = 2 * 576 * 576  # elements of the smallest matrices
@@ -631,8 +617,8 @@ class Loop:
   def __init__(self):
     """Compiles it for abstract arguments."""
     M, B, S, G, P = SHAPES.values()
-    model = decoder.Decoder(SMOLLM2)
-    table = np.zeros((2, SMOLLM2.vocab_size), np.int32)
+    model = decoder.Decoder(tiny.SMOLLM2_135M)
+    table = np.zeros((2, tiny.SMOLLM2_135M.vocab_size), np.int32)
     decoding = decode.Decoding(G, table, 0, decode.greedy)
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
     prompts = decode.Prompts(
@@ -641,7 +627,7 @@ class Loop:
     )
     weights = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct((M, *leaf.shape), np.float32),
-      decoder.canonical_spec(SMOLLM2),
+      decoder.canonical_spec(tiny.SMOLLM2_135M),
     )
     self.caches = jax.eval_shape(
       lambda: decode.empty_caches(
@@ -695,11 +681,11 @@ def loop():
 
 def test_there_is_one_loop_and_it_carries_all_caches(loop):
   (only,) = loop.whiles
-  assert only.sizes.count(CACHE_SIZE) == 2 * SMOLLM2.num_layers
+  assert only.sizes.count(CACHE_SIZE) == 2 * tiny.SMOLLM2_135M.num_layers
   # All products of a step are where the reader of the text looks for them: 4
   # of a layer's weights, 2 each of its own, earlier and prefix tokens; head.
   dots = sum(x.opcode == 'dot' for x in loop.step)
-  assert dots >= (4 + 4) * SMOLLM2.num_layers + 1
+  assert dots >= (4 + 4) * tiny.SMOLLM2_135M.num_layers + 1
 
 
 def test_a_step_scatters_nothing(loop):
@@ -715,7 +701,7 @@ def test_a_step_writes_each_cache_in_place_and_does_no_more_to_it(loop):
     for x in loop.step
     if CACHE_SIZE in x.sizes and x.opcode not in passes_on
   )
-  assert made == {'dynamic-update-slice': 2 * SMOLLM2.num_layers}
+  assert made == {'dynamic-update-slice': 2 * tiny.SMOLLM2_135M.num_layers}
 
 
 def test_a_step_moves_no_weights(loop):
@@ -726,7 +712,7 @@ def test_a_step_moves_no_weights(loop):
 
 
 def test_donated_caches_become_the_result(loop):
-  size = 4 * 2 * SMOLLM2.num_layers * CACHE_SIZE
+  size = 4 * 2 * tiny.SMOLLM2_135M.num_layers * CACHE_SIZE
   assert size == sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(loop.caches)
   )

@@ -18,21 +18,7 @@ import tiny
 from thicket import trees
 from thicket.models import decoder
 from thicket.models.decoder import Context, KeyValue
-from thicket.models.decoder_config import DecoderConfig
 
-SMOLLM2_135M = DecoderConfig(
-  vocab_size=49152,
-  num_layers=30,
-  d_model=576,
-  d_ff=1536,
-  num_heads=9,
-  num_kv_heads=3,
-  head_dim=64,
-  rope_base=100000.0,
-  norm_eps=1e-5,
-  context_length=8192,
-  tie_head=True,
-)
 NO_CONTEXT = Context()
 UNTIED = dataclasses.replace(tiny.CONFIG, tie_head=False)
 CONFIGS = {
@@ -298,7 +284,7 @@ def test_spec_describes_the_tree_of_init(config):
 
 
 def test_smollm2_135m_has_the_tensors_of_its_checkpoint():
-  spec = decoder.canonical_spec(SMOLLM2_135M)
+  spec = decoder.canonical_spec(tiny.SMOLLM2_135M)
   shapes = {
     segment.full_name: (segment.size, *leaf.shape[1:])
     for leaf in jax.tree.leaves(spec)

@@ -29,6 +29,21 @@ CONFIG = DecoderConfig(
   tie_head=True,
 )
 
+# The real one, for its shapes alone.
+SMOLLM2_135M = DecoderConfig(
+  vocab_size=49152,
+  num_layers=30,
+  d_model=576,
+  d_ff=1536,
+  num_heads=9,
+  num_kv_heads=3,
+  head_dim=64,
+  rope_base=100000.0,
+  norm_eps=1e-5,
+  context_length=8192,
+  tie_head=True,
+)
+
 
 def params(config=CONFIG, seed=0, dtype=np.float32):
   """Random weights, large enough for attention to be far from uniform."""

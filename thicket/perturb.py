@@ -199,17 +199,24 @@ class Perturber:
           'perturbed; keep others out of the parameters'
         )
     prng.check_seed(seed)
-    prng.check_names([s.name for s in trees.segments(spec)])
     mask = trees.trainable(spec) if mask is None else mask
     scales = tensor_scales(base, spec, scale)
     self._base, self._structure = jax.tree.flatten(base)
-    self._leaves = jax.tree.leaves(spec)
+    leaves = jax.tree.leaves(spec)
+    # Names and layers go into the keys: without them in the static arguments,
+    # arrays of one shape share one compiled program.
+    self._shapes = [_anonymous(leaf) for leaf in leaves]
+    tensors = list(trees.segments(spec))
+    self._names = [segment.name for segment in tensors]
+    self._layers = [segment.layer for segment in tensors]
+    prng.check_names(self._names)
+    self._edges = np.cumsum([len(leaf.segments) for leaf in leaves])[:-1]
     # The mask's leaves are the tuples of flags that stand at our arrays.
     flags = self._structure.flatten_up_to(mask)
     self._scales = [
       factors * _flags_of(leaf, moves)
       for factors, moves, leaf in zip(
-        jax.tree.leaves(scales), flags, self._leaves, strict=True
+        jax.tree.leaves(scales), flags, leaves, strict=True
       )
     ]
     self._seed, self._mesh, self._family = seed, mesh, family
@@ -261,34 +268,29 @@ class Perturber:
     if ids.min() < -1:
       raise ValueError(f'member id {ids.min()}: ids are -1, the base, or >= 0')
     sigmas = np.where(ids < 0, 0.0, sigmas)
+    # All at once: array by array, the same keys take a tenth of a chunk's time.
+    keys = prng.tensor_keys(self._seed, ids, self._names, self._layers)
     arrays = []
-    for buffer, base, leaf, scales in zip(
+    for buffer, base, leaf, scales, own_keys in zip(
       jax.tree.leaves(buffers),
       self._base,
-      self._leaves,
+      self._shapes,
       self._scales,
+      np.split(keys, self._edges, axis=1),
       strict=True,
     ):
       if not scales.any():
         arrays.append(base)
         continue
-      keys = prng.tensor_keys(
-        self._seed,
-        ids,
-        [segment.name for segment in leaf.segments],
-        [segment.layer for segment in leaf.segments],
-      )
       coefficients = (sigmas[:, None] * scales[None]).astype(np.float32)
       arrays.append(
         _materialise(
           buffer,
           base,
-          sharding.spread(self._mesh, keys),
+          sharding.spread(self._mesh, own_keys),
           sharding.spread(self._mesh, coefficients),
           family=self._family,
-          # Names and layers are in the keys: without them in the static
-          # arguments, arrays of one shape share one compiled program.
-          leaf=_anonymous(leaf),
+          leaf=leaf,
           mesh=self._mesh,
         )
       )

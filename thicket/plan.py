@@ -44,11 +44,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     ConfigError, TaskError, PopulationError, HubError: naming the setting.
   """
   hub.check_name(config.model.name)
-  settings = {
-    name: config.task[name]
-    for name in ('prompt_template',)
-    if config.task[name] is not None
-  }
+  template = config.task.prompt_template
+  settings = {} if template is None else {'prompt_template': template}
   task = tasks.make(config.task.name, **settings)
   population = Population(
     config.seed, config.population.size, tuple(config.population.sigmas)
