@@ -21,6 +21,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['thicket', 'thicket.*']),
+  package_data={'thicket': ['page.html.j2']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',
@@ -28,7 +29,8 @@ setuptools.setup(
     'flax>=0.12',
     'gguf>=0.17',  # dequantisation of GGUF blocks
     'jax>=0.10',
-    'jinja2>=3.1.6',  # chat templates, in its sandbox
+    'jinja2>=3.1.6',  # chat templates, in its sandbox; the report
+    'matplotlib>=3.9',
     'ml_collections>=1.1',
     'numpy>=2.0',
     'optax>=0.2.5',

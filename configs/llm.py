@@ -51,6 +51,25 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.ensemble = ml_collections.ConfigDict()
   config.ensemble.sizes = (1, 2) if quick else (1, 3, 5)  # K of each vote
 
+  # How the K are found among N; by default the K best scores.
+  config.selection = ml_collections.ConfigDict()
+  config.selection.rerank = 0  # this many best are compared on validation rows
+  config.selection.race = False  # drop members that cannot reach the top K
+  config.selection.race_z = 1.64  # width of the intervals that decide so
+  config.selection.race_rows = ()  # when; by default decode.rows, doubled
+
+  # What the ensemble is compared with, in the same run on the same rows.
+  config.controls = ml_collections.ConfigDict()
+  config.controls.temperatures = (0.7,)  # self-consistency; () for none
+  config.controls.top_k = 0  # of its sampling; 0: all tokens
+  config.controls.top_p = 1.0
+  config.controls.unselected = True  # vote of K members nobody selected
+  config.controls.same_sigma = True  # of K random ones of the winning sigma
+  config.controls.prompts = True  # choose among the task's prompts
+  config.controls.prompt_search = 0  # N of a search under the chosen prompt
+  config.controls.population_sizes = () if quick else (8,)  # N of the curve
+  config.controls.validation = False  # score all members on validation rows
+
   config.decode = ml_collections.ConfigDict()
   config.decode.max_new_tokens = config_dict.placeholder(int)  # else the task's
   config.decode.rows = 16 if quick else 64  # prompts in a batch
@@ -61,5 +80,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.run = ml_collections.ConfigDict()
   config.run.members_per_device = 1
   config.run.members_per_range = 8  # saved together; a kill loses at most these
-  config.run.keep_texts = False  # store every response beside its answer
+  config.run.keep_texts = 'test'  # which responses: none, test or all
   return config

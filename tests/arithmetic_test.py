@@ -110,11 +110,15 @@ def test_no_echo_of_a_question_is_ever_rewarded(rows):
   task = arithmetic.Arithmetic()
   for row in rows[::50]:
     a, sign, b = row.question.split()
-    for echo in (row.question, task.prompt(row), a, b, f'{a}{sign}{b} ='):
+    prompts = [
+      tasks.make('arithmetic', prompt_template=template).prompt(row)
+      for template in task.prompt_templates
+    ]
+    for echo in (row.question, *prompts, a, b, f'{a}{sign}{b} ='):
       verdict = base.judge(task, echo, row)
       assert verdict.reward == verdict.lenient_reward == 0
     good = base.judge(task, f'{row.question} = {row.gold}', row)
-    assert good == base.Judgement(1.0, 1.0, True, row.gold)
+    assert good == base.Judgement(1.0, 1.0, True, row.gold, row.gold, True)
 
 
 @pytest.mark.parametrize('operators', ['', '++', '+/', 'plus'])

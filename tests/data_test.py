@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits: disjoint, nested, and an error rather than a row used twice."""
 
+import dataclasses
+import hashlib
 import json
 import sys
 
@@ -128,7 +130,7 @@ def test_rows_are_known_by_question_not_by_place(gsm8k, folder):
   _write(folder / 'train.jsonl', reversed(_gsm8k_rows('Ana', 40)))
   after = _load(gsm8k, (10, 5, 5), path=folder)
   assert after == before
-  assert data.data_hash(after) == data.data_hash(before)
+  assert after.source == before.source != ''
 
 
 def test_one_file_is_cut_by_question(gsm8k, tmp_path):
@@ -215,28 +217,175 @@ def test_check_disjoint_names_the_row():
       data.check_disjoint(base.Splits((row,), (), (twin,)))
 
 
-def test_data_hash_sees_every_field_and_no_order():
-  a, b = base.Example(1, 'a', '1'), base.Example(2, 'b', '2')
-  splits = base.Splits((a, b), (), ())
-  assert data.data_hash(splits) == data.data_hash(base.Splits((b, a), (), ()))
-  changed = [
-    base.Splits((a,), (b,), ()),
-    base.Splits((a,), (), (b,)),
-    base.Splits((a,), (), ()),
-    base.Splits((a, base.Example(3, 'b', '2')), (), ()),
-    base.Splits((a, base.Example(2, 'c', '2')), (), ()),
-    base.Splits((a, base.Example(2, 'b', '3')), (), ()),
+@pytest.mark.parametrize('name', ['arithmetic', 'gsm8k'])
+def test_source_depends_on_neither_sizes_nor_seed(name, folder):
+  path = folder if name == 'gsm8k' else None
+  sizes = [(1, 0, 1), (10, 5, 8), (25, 15, 20), (40, 0, 20), (1, 39, 1)]
+  loaded = [
+    _load(tasks.make(name), size, seed=seed, path=path)
+    for size in sizes
+    for seed in (0, 7)
   ]
-  hashes = {data.data_hash(other) for other in [splits, *changed]}
-  assert len(hashes) == 7
+  assert len({splits.test for splits in loaded}) > 3
+  (source,) = {splits.source for splits in loaded}
+  assert len(bytes.fromhex(source)) == 32
+
+
+@pytest.mark.parametrize('is_folder', [True, False])
+def test_source_changes_with_each_row(gsm8k, tmp_path, is_folder):
+  train, test = _gsm8k_rows('Ana', 20), _gsm8k_rows('Ben', 20)
+
+  def source(train, test):
+    if is_folder:
+      path = tmp_path
+      _write(path / 'train.jsonl', train)
+      _write(path / 'test.jsonl', test)
+    else:
+      path = _write(tmp_path / 'all.jsonl', train + test)
+    return _load(gsm8k, (1, 0, 1), path=path).source
+
+  first = source(train, test)
+  assert source(train[::-1], test[3:] + test[:3]) == first
+  # The working is not read, and a repeat of a row is dropped.
+  worked = train[2] | {'answer': 'Two more.\n#### 4'}
+  assert source([*train[:2], worked, *train[3:]], test) == first
+  assert source([*train, train[4]], test) == first
+
+  changed = [first, source(train, [*test, *_gsm8k_rows('Cy', 1)])]
+  for i in range(20):
+    # Spacing too: the row is known by the same id, the prompt is another.
+    question = train[i]['question']
+    spaced = train[i] | {'question': question.replace(' ', '  ')}
+    reworded = train[i] | {'question': question.replace('more', 'extra')}
+    other = test[i] | {'answer': '#### 99'}
+    changed += [
+      source([*train[:i], spaced, *train[i + 1 :]], test),
+      source([*train[:i], reworded, *train[i + 1 :]], test),
+      source(train[:i] + train[i + 1 :], test),
+      source(train, [*test[:i], other, *test[i + 1 :]]),
+      source(train, test[:i] + test[i + 1 :]),
+    ]
+  # Two golds that change places leave what is in each field as it was.
+  a, b = (train[i]['answer'] for i in (0, 1))
+  swapped = [train[0] | {'answer': b}, train[1] | {'answer': a}]
+  changed.append(source(swapped + train[2:], test))
+  if is_folder:
+    changed += [
+      source(train[1:], [*test, train[0]]),
+      source([*train, test[0]], test[1:]),
+      source(test, train),
+    ]
+  assert len(set(changed)) == len(changed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed(base.Task):
+  """Generates the rows it is given, and counts how often it is asked to."""
+
+  rows: tuple[base.Example, ...]
+  reads: list[int] = dataclasses.field(default_factory=list)
+  name = 'listed'
+
+  def examples(self):
+    self.reads.append(0)
+    for row in self.rows:
+      self.reads[-1] += 1
+      yield row
+
+
+def test_source_of_generated_rows_reads_them_no_more_often():
+  rows = tuple(base.Example(i, f'Row {i}?', str(i % 7)) for i in range(50))
+  task = _Listed(rows)
+  source = _load(task, (3, 2, 4)).source
+  assert task.reads == [50, 50, 50]
+  assert _load(_Listed(rows[::-1]), (9, 0, 1), seed=5).source == source
+  others = [
+    rows[1:],
+    (*rows, base.Example(50, 'Row 50?', '1')),
+    (base.Example(90, 'Row 0?', '0'), *rows[1:]),
+    (base.Example(0, 'Row 0!', '0'), *rows[1:]),
+    (base.Example(0, 'Row 0?', '1'), *rows[1:]),
+    (*rows, rows[0]),
+    # Copies do not cancel out; two of these three are rows of one part.
+    *((*rows, row, row) for row in rows[:3]),
+  ]
+  sources = {_load(_Listed(other), (1, 0, 1)).source for other in others}
+  assert len(sources | {source}) == len(others) + 1
 
 
 def test_default_data_never_changes():
-  # The recipe of every stored ledger holds this hash.
+  # The recipe of every stored ledger holds this source.
   splits = _load(tasks.make('arithmetic'), (64, 32, 128))
-  assert data.data_hash(splits) == (
-    'a35a0fbeee963a82b053307ff68d3e353b49ea9e14470e338ba8437c6a45d87e'
+  assert splits.source == (
+    '400aab7de068bc56ce072b3532952054d7ee922cd0e54ee88169bd8ad9f9b5f6'
   )
+  # And these rows are taken from it.
+  parts = (splits.selection, splits.validation, splits.test)
+  text = json.dumps([[row.row_id for row in part] for part in parts])
+  assert hashlib.sha256(text.encode()).hexdigest() == (
+    '3cc03d379d3d9094e9f5f5324c5fce3cb7e79ef2b28b29939f1de8cc2a006fd4'
+  )
+
+
+def test_splits_survive_json():
+  meta = {'unit': 'm', 'steps': [1, 2.5, -0.0, None, True, {'é': []}]}
+  rows = (
+    base.Example(base.MAX_ROW_ID - 1, ' Où?\r\n\u2028"\\', '½', meta),
+    base.Example(0, 'b', ''),
+    base.Example(2**53 + 1, 'c', '0.1', {'x': 0.1 + 0.2, 'n': 10**30}),
+  )
+  for splits in (
+    base.Splits(rows[:2], (), rows[2:], 'ab' * 32),
+    base.Splits(rows[2:], rows[1::-1], ()),
+    _load(tasks.make('arithmetic'), (5, 4, 3)),
+  ):
+    stored = data.examples_to_json(splits)
+    for ascii_only in (True, False):
+      text = json.dumps(stored, ensure_ascii=ascii_only, allow_nan=False)
+      again = data.examples_from_json(json.loads(text))
+      assert again == splits
+      # Equality holds for 1 and True, and for 0 and -0.
+      assert repr(again) == repr(splits)
+
+
+@pytest.mark.parametrize(
+  'meta',
+  [
+    {'steps': (1, 2)},
+    {'steps': {1, 2}},
+    {3: 'x'},
+    {'deep': [{None: 1}]},
+    {'x': float('nan')},
+    {'x': [float('inf')]},
+    {'x': b'bytes'},
+  ],
+)
+def test_meta_that_json_would_change_is_refused(meta):
+  rows = (base.Example(1, 'a', '1'), base.Example(2, 'b', '2', meta))
+  with pytest.raises(base.TaskError, match='row 2 of test: meta='):
+    data.examples_to_json(base.Splits((), (), rows))
+
+
+def test_stored_rows_that_are_not_splits_are_refused():
+  def stored(**fields):
+    row = {'row_id': 1, 'question': 'a', 'gold': '1', 'meta': {}} | fields
+    return {'selection': [row], 'validation': [], 'test': [], 'source': ''}
+
+  data.examples_from_json(stored())
+  for broken in (
+    {key: value for key, value in stored().items() if key != 'test'},
+    {key: value for key, value in stored().items() if key != 'source'},
+    stored(answer='1'),
+    stored(row_id='1'),
+    stored(question=None),
+    {**stored(), 'selection': ['a']},
+    {**stored(), 'selection': None},
+    [],
+  ):
+    with pytest.raises(base.TaskError, match='stored rows cannot be read'):
+      data.examples_from_json(broken)
+  with pytest.raises(base.TaskError, match='row_id=-1: must lie in'):
+    data.examples_from_json(stored(row_id=-1))
 
 
 @pytest.fixture
@@ -277,7 +426,9 @@ def test_tfds_and_jsonl_give_the_same_rows(
 ):
   source = 'tfds:tiny_word_problems'
   splits = _load(gsm8k, (20, 10, 15), source=source, path=tfds_folder)
-  assert splits == _load(gsm8k, (20, 10, 15), path=folder)
+  copy = _load(gsm8k, (20, 10, 15), path=folder)
+  assert splits == copy
+  assert splits.source == copy.source != ''
   assert 'tensorflow' not in sys.modules
 
   # Where it has to be fetched first and cannot be, that is one line.

@@ -4,7 +4,7 @@
 import pytest
 
 from thicket import tasks
-from thicket.tasks import base
+from thicket.tasks import base, gsm8k
 
 ROW = {
   'question': 'A crate holds 12 jars. How many jars do 90 crates hold?',
@@ -24,12 +24,14 @@ def test_parse_normalises_the_gold(task):
 def test_a_gold_solution_is_worth_everything(task):
   row = task.parse(ROW, 0)
   verdict = base.judge(task, ROW['answer'], row)
-  assert verdict == base.Judgement(1.0, 1.0, True, '1080')
+  assert verdict == base.Judgement(1.0, 1.0, True, '1080', '1080', True)
 
 
-def test_prompt_asks_for_what_the_extractor_reads(task):
+@pytest.mark.parametrize('template', gsm8k.Gsm8k.prompt_templates)
+def test_prompt_asks_for_what_the_extractor_reads(template):
+  task = tasks.make('gsm8k', prompt_template=template)
   prompt = task.prompt(task.parse(ROW, 0))
-  assert prompt.startswith(ROW['question'])
+  assert ROW['question'] in prompt
   assert '{question}' not in prompt
   assert '####' in prompt
   # The prompt itself, repeated, is no answer.
@@ -69,7 +71,7 @@ def test_extraction(task, response, strict, lenient):
 def test_strict_and_lenient_rewards_are_told_apart(task):
   row = task.parse(ROW, 0)
   verdict = base.judge(task, 'That makes 1080 jars.', row)
-  assert verdict == base.Judgement(0.0, 1.0, False, None)
+  assert verdict == base.Judgement(0.0, 1.0, False, None, '1080', True)
 
 
 @pytest.mark.parametrize(

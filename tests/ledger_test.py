@@ -19,7 +19,7 @@ import pytest
 from same import assert_same
 
 from thicket import ledger as ledger_lib
-from thicket.blocks import BASE, Block
+from thicket.blocks import BASE, COLUMNS, WORDS, Block
 from thicket.ledger import Ledger, LedgerError, RecipeMismatch
 from thicket.recipe import check_recipe, differences, recipe_hash
 
@@ -43,8 +43,11 @@ def world(num_members=6, num_rows=5, num_draws=2, seed=0, texts=True):
   reward = rng.random(shape, np.float32)
   reward.flat[:3] = np.nan, -0.0, np.inf
   words = sorted({*ODD, *map(str, range(20))})
-  answer = rng.integers(-1, len(words), shape, np.int32)
-  used = [i for i in range(len(words)) if i in answer]
+  # Of these, some are strict answers only, some lenient ones only, some both.
+  said = rng.integers(-1, len(words), (2, *shape), np.int32)
+  used = [i for i in range(len(words)) if i in said]
+  place = {-1: -1} | {word: i for i, word in enumerate(used)}
+  answer, lenient_answer = np.vectorize(place.get, otypes=[np.int32])(said)
   size = int(np.prod(shape))
   return Block(
     members=np.arange(-1, num_members, dtype=np.int32),
@@ -54,9 +57,9 @@ def world(num_members=6, num_rows=5, num_draws=2, seed=0, texts=True):
     reward=reward,
     lenient=rng.random(shape, np.float32),
     correct=rng.random(shape) < 0.5,
-    answer=np.array(
-      [used.index(i) if i >= 0 else -1 for i in answer.flat], np.int32
-    ).reshape(shape),
+    lenient_correct=rng.random(shape) < 0.5,
+    answer=answer,
+    lenient_answer=lenient_answer,
     num_tokens=rng.integers(0, 99, shape, np.int32),
     truncated=rng.random(shape) < 0.5,
     answers=tuple(words[i] for i in used),
@@ -82,11 +85,11 @@ def cut(block, members, rows, draws, mask=None, seed=0):
     draws=block.draws[list(draws)],
     seen=block.seen[grid] if mask is None else mask & block.seen[grid],
     answer=place[block.answer[grid]],
+    lenient_answer=place[block.lenient_answer[grid]],
     answers=tuple(block.answers[i] for i in order),
     texts=texts,
     **{
-      name: getattr(block, name)[grid]
-      for name in ('reward', 'lenient', 'correct', 'num_tokens', 'truncated')
+      name: getattr(block, name)[grid] for name in COLUMNS.keys() - WORDS.keys()
     },
   )
 
@@ -153,10 +156,14 @@ def test_view_takes_ids_in_any_order_and_shows_what_is_missing(tmp_path):
   expected = np.array([[1, 0, 1], [1, 0, 1], [0, 0, 0]], np.bool_)[..., None]
   np.testing.assert_array_equal(view.seen, expected)
   np.testing.assert_array_equal(view.reward[1, 0], block.reward[2, 3, 1:])
-  assert set(view.answer[~view.seen]) == {-1}
-  assert not view.reward[~view.seen].any()
-  used = {view.answers[i] for i in view.answer.flat if i >= 0}
-  assert view.answers == tuple(sorted(used))
+  for name in ('answer', 'lenient_answer'):
+    assert set(getattr(view, name)[~view.seen]) == {-1}
+  for name in COLUMNS.keys() - WORDS.keys():
+    assert not getattr(view, name)[~view.seen].any()
+  said = np.append(view.answer, view.lenient_answer)
+  assert view.answers == tuple(
+    sorted({view.answers[i] for i in said if i >= 0})
+  )
   np.testing.assert_array_equal(
     ledger.seen('train', [7, BASE], [0, 5], [0]),
     np.array([[0, 0], [1, 0]], np.bool_)[..., None],
@@ -177,23 +184,54 @@ def test_empty_ledger_and_empty_block_give_empty_views(tmp_path):
 @hypothesis.given(
   st.lists(st.text(st.characters(codec=None)), max_size=5),
   st.booleans(),
+  st.sampled_from(['answer', 'lenient_answer']),
 )
-def test_any_string_survives(words, as_texts):
+def test_any_string_survives(words, as_texts, field):
   block = whole(world(1, max(len(words), 1), 1, texts=False), [1])
   ids = np.arange(len(block.rows), dtype=np.int32).reshape(1, -1, 1)
   ids = np.where(ids < len(words), ids, -1).astype(np.int32)
-  block = dataclasses.replace(block, answer=ids, answers=tuple(words))
+  none = np.full(ids.shape, -1, np.int32)
+  answers = {'answer': none, 'lenient_answer': none} | {field: ids}
+  block = dataclasses.replace(block, **answers, answers=tuple(words))
   if as_texts and words:
     block = dataclasses.replace(block, texts=tuple(words))
   folder = fresh_folder()
   Ledger.open(folder, RECIPE).append('train', block)
   view = Ledger.read(folder).view('train')
-  assert [view.answers[i] for i in view.answer.flat if i >= 0] == words
+  found = getattr(view, field)
+  assert [view.answers[i] for i in found.flat if i >= 0] == words
   assert view.answers == tuple(sorted(set(words)))
   if as_texts and any(words):
     assert view.texts == tuple(words)
   else:
     assert view.texts is None
+
+
+def test_strict_and_lenient_answers_share_one_table(tmp_path):
+  block = dataclasses.replace(
+    whole(world(3, 1, 1), [1, 2, 3]),
+    answer=np.array([1, -1, 4], np.int32).reshape(3, 1, 1),
+    lenient_answer=np.array([2, 3, 4], np.int32).reshape(3, 1, 1),
+    # '18' twice under two numbers, and one word that nobody says.
+    answers=('unsaid', '18', '7', '18', '9'),
+  )
+  Ledger.open(tmp_path, RECIPE).append('train', block)
+  # A range of its own, in which '18' is a lenient answer first.
+  Ledger.open(tmp_path / 'two', RECIPE).append('train', whole(block, [1]))
+  Ledger.open(tmp_path / 'two', RECIPE).append('train', whole(block, [0, 2]))
+  for folder in (tmp_path, tmp_path / 'two'):
+    ledger = Ledger.read(folder)
+    view = ledger.view('train')
+    assert view.answers == ('18', '7', '9')
+    assert view.answer.ravel().tolist() == [0, -1, 2]
+    assert view.lenient_answer.ravel().tolist() == [1, 0, 2]
+    # What only the rows left out say goes; what one column says stays.
+    view = ledger.view('train', [1])
+    assert view.answers == ('18',)
+    assert (view.answer.item(), view.lenient_answer.item()) == (-1, 0)
+    view = ledger.view('train', [0])
+    assert view.answers == ('18', '7')
+    assert (view.answer.item(), view.lenient_answer.item()) == (0, 1)
 
 
 FOLDERS = []
@@ -353,9 +391,14 @@ def test_texts_may_be_added_later(tmp_path):
   [
     ('reward', np.float32(0.25), 'not 0.25'),
     ('lenient', np.float32(np.nan), 'not nan'),
+    ('correct', np.bool_(True), 'not True'),
+    ('lenient_correct', np.bool_(False), 'not False'),
     ('num_tokens', np.int32(1000), 'not 1000'),
+    ('truncated', np.bool_(False), 'not False'),
     ('answer', np.int32(0), "not ''"),
     ('answer', np.int32(-1), 'not None'),
+    ('lenient_answer', np.int32(0), "not ''"),
+    ('lenient_answer', np.int32(-1), 'not None'),
     ('texts', 'other', "not 'other'"),
   ],
 )
@@ -367,7 +410,7 @@ def test_another_value_is_refused_by_its_key(
   if folder:
     ledger = Ledger.open(tmp_path, RECIPE)
   ledger.append('train', block)
-  at = (4, 2, 1)
+  at = (5, 2, 1)
   if field == 'texts':
     changed = list(block.texts)
     changed[np.ravel_multi_index(at, block.seen.shape)] = value
@@ -379,7 +422,9 @@ def test_another_value_is_refused_by_its_key(
   with pytest.raises(LedgerError) as error:
     ledger.append('train', dataclasses.replace(block, **{field: changed}))
   text = one_line(error)
-  assert 'split train, member 3, row 20000000000, draw 1' in text
+  key = 'split train, member 4, row 20000000000, draw 1'
+  column = 'text' if field == 'texts' else field
+  assert f'{key}: {column} is held as ' in text
   assert said in text
   assert (str(tmp_path) if folder else 'in memory') in text
   assert_same(ledger.view('train'), block)
@@ -420,7 +465,10 @@ def test_caller_may_reuse_its_arrays(tmp_path):
     ({'draws': np.zeros((1, 1), np.int32)}, r'draws: shape \(1, 1\)'),
     ({'reward': np.zeros((2, 1), np.float32)}, r'reward: shape \(2, 1\)'),
     ({'answer': np.full((2, 1, 1), 2)}, 'answer: indices 2 to 2'),
-    ({'answer': np.full((2, 1, 1), -2)}, 'answer: indices -2 to -2'),
+    ({'answer': np.full((2, 1, 1), -2)}, '^answer: indices -2 to -2'),
+    ({'lenient_answer': np.full((2, 1, 1), 2)}, 'lenient_answer: indices 2'),
+    ({'lenient_answer': np.full((2, 1, 1), -2)}, 'lenient_answer: indices -2'),
+    ({'lenient_correct': np.zeros(2, bool)}, r'lenient_correct: shape \(2,\)'),
     ({'texts': ('a',)}, r'texts: shape \(1,\), needs \(2,\)'),
   ],
 )
@@ -428,6 +476,7 @@ def test_block_that_does_not_fit_is_refused(change, said):
   block = dataclasses.replace(
     cut(world(texts=False), [1, 2], [0], [0]),
     answer=np.zeros((2, 1, 1), np.int32),
+    lenient_answer=np.ones((2, 1, 1), np.int32),
     answers=('a', 'b'),
   )
   ledger = Ledger.in_memory(RECIPE)

@@ -68,7 +68,9 @@ def _block(examples, said, task=None, **columns):
     'reward': correct.astype(np.float32),
     'lenient': correct.astype(np.float32),
     'correct': correct,
+    'lenient_correct': correct,
     'answer': answer.astype(np.int32),
+    'lenient_answer': answer.astype(np.int32),
     'num_tokens': np.ones(correct.shape, np.int32),
     'truncated': np.zeros(correct.shape, bool),
   } | {name: np.asarray(value) for name, value in columns.items()}

@@ -3,8 +3,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import importlib.util
 import io
 import json
 import pathlib
@@ -12,13 +10,15 @@ import re
 import shutil
 
 import jax
+import made
 import numpy as np
 import pytest
 import same
 import tiny_gguf
 from rich.console import Console
 
-from thicket import evaluation, report, run, sharding, tasks
+from thicket import evaluation, ranking, report, run, sharding, tasks
+from thicket.arguments import ArgumentError, load_config
 from thicket.ledger import Ledger, RecipeMismatch
 from thicket.models.hub import HubError
 from thicket.plan import ConfigError, make_plan
@@ -33,15 +33,6 @@ N, K = 4, 2
 SIGMAS = (0.05, 0.2)
 
 
-@functools.cache
-def _get_config():
-  path = ROOT / 'configs' / 'llm.py'
-  spec = importlib.util.spec_from_file_location('llm', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
-
-
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   """The path of a model file."""
@@ -51,7 +42,6 @@ def model(tmp_path_factory):
 
 def _config(model, **changes):
   """A config of `configs/llm.py` in a size for tests; a__b sets a.b."""
-  config = _get_config()('quick')
   settings = {
     'model__name': model,
     'task__prompt_template': 'Q {question}=',
@@ -63,16 +53,9 @@ def _config(model, **changes):
     'decode__max_new_tokens': 3,
     'decode__rows': 32,
     'run__members_per_range': 3,
-    'run__keep_texts': True,
+    'run__keep_texts': 'all',
   } | changes
-  for name, value in settings.items():
-    *path, last = name.split('__')
-    node = config
-    for key in path:
-      node = node[key]
-    assert last in node
-    node[last] = value
-  return config
+  return made.config(**settings)
 
 
 @contextlib.contextmanager
@@ -96,14 +79,30 @@ def _printed(job):
   return re.sub(' +', ' ', job.console.file.getvalue())
 
 
+def _folders(workdir):
+  """Names of the conditions under which something was answered."""
+  return sorted(x.name for x in (pathlib.Path(workdir) / 'ledger').iterdir())
+
+
+def _ledger(workdir, folder=None):
+  """The ledger of a condition, by default that of the search."""
+  if folder is None:
+    folder = made.plan(task__prompt_template='Q {question}=').greedy.folder
+  return Ledger.read(pathlib.Path(workdir) / 'ledger' / folder)
+
+
 def _view(workdir, split='selection'):
-  return Ledger.read(pathlib.Path(workdir) / 'ledger').view(split)
+  return _ledger(workdir).view(split)
 
 
 def _assert_same_rows(ours, theirs):
-  """Two ledgers hold the same rows, byte for byte, and texts."""
-  for split in SPLITS:
-    same.assert_same(_view(ours, split), _view(theirs, split))
+  """All ledgers of two runs hold the same rows, byte for byte, and texts."""
+  assert _folders(ours) == _folders(theirs)
+  for folder in _folders(theirs):
+    one, other = _ledger(ours, folder), _ledger(theirs, folder)
+    assert one.splits == other.splits
+    for split in other.splits:
+      same.assert_same(one.view(split), other.view(split))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ def test_the_model_is_worth_running_on(finished):
   for column in (view.correct, view.answer < 0, view.truncated):
     assert 0 < column.sum() < column.size / 2
   assert len(set(view.num_tokens.flat)) > 2
-  assert len(set(report.scores(view))) > 2
+  assert len(set(ranking.scores(view))) > 2
   assert _view(finished.folder, 'test').correct.any()
 
 
@@ -149,18 +148,13 @@ def test_the_summary_is_json_with_everything_in_it(finished):
   stored = json.loads(text, parse_constant=refuse)
   assert stored == json.loads(json.dumps(finished.summary))
   assert set(stored) == {
-    'recipe',
-    'effective_sigmas',
-    'selection',
-    'selected',
-    'test',
-    'work',
-  }
-  assert set(stored['selection']) == {'rows', 'base', 'members'}
-  assert set(stored['test']) == {'rows', 'base', 'members', 'votes'}
-  assert set(stored['work']) == {'generated_tokens', 'this_run', 'devices'}
+    'recipe', 'effective_sigmas', 'work',
+    'run', 'selection', 'selected', 'tested', 'choices', 'test', 'curves',
+    'quality', 'repairs', 'verdict', 'missing',
+  }  # fmt: skip
+  assert set(stored['work']) == {'stored', 'this_run', 'devices'}
   assert set(stored['work']['this_run']) == {
-    'members',
+    'answers',
     'tokens',
     'seconds',
     'compile_seconds',
@@ -168,9 +162,7 @@ def test_the_summary_is_json_with_everything_in_it(finished):
   }
   assert stored['selection']['rows'] == 64
   assert stored['test']['rows'] == 32
-  assert [vote['k'] for vote in stored['test']['votes']] == [1, K]
-  ledger = Ledger.read(finished.folder / 'ledger')
-  assert stored['recipe'] == ledger.recipe
+  assert stored['recipe'] == _ledger(finished.folder).recipe
 
 
 def test_the_best_are_selected_and_tested(finished):
@@ -178,64 +170,117 @@ def test_the_best_are_selected_and_tested(finished):
   assert view.members.tolist() == [BASE, *range(N)]
   scores = view.reward.mean(axis=(1, 2))[1:]
   ranked = sorted(range(N), key=lambda i: (-scores[i], i))[:K]
-  assert finished.summary['selected'] == [
-    {'member': i, 'sigma': SIGMAS[i % 2], 'score': float(scores[i])}
-    for i in ranked
+  selected = finished.summary['selected']
+  assert [(x['member'], x['sigma'], x['score']) for x in selected] == [
+    (i, SIGMAS[i % 2], float(scores[i])) for i in ranked
   ]
-  assert _view(finished.folder, 'test').members.tolist() == [
-    BASE,
-    *sorted(ranked),
-  ]
+  tested = _view(finished.folder, 'test')
+  assert set(tested.members.tolist()) >= {BASE, *ranked}
+  for found in selected:
+    (at,) = np.flatnonzero(tested.members == found['member'])
+    assert found['test_accuracy'] == tested.correct[at].mean()
 
 
-def test_the_summary_can_be_made_again_without_a_model(finished):
-  view = _view(finished.folder)
-  plan = finished.job.plan
-  assert finished.summary['selection'] == report.selection_summary(
-    view, plan.population
-  )
-  rows = [example.row_id for example in plan.splits.test]
-  tested = Ledger.read(finished.folder / 'ledger').view('test', rows=rows)
-  ranked = _selected(finished.summary)
-  assert finished.summary['test'] == report.test_summary(
-    plan.task, plan.splits.test, tested, ranked, plan.sizes
-  )
+def test_all_controls_are_in_the_same_run(finished):
+  systems = {x['id']: x for x in finished.summary['test']['systems']}
+  assert {
+    'base', 'selected-mean', 'best-member', f'vote-{K}',
+    'self-consistency-1', f'self-consistency-{K}', 'unselected', 'same-sigma',
+    'best-on-test', 'oracle', 'oracle-samples',
+  } <= set(systems)  # fmt: skip
+  assert finished.summary['missing'] == []
+  assert systems[f'vote-{K}']['selection']['answers'] == N * 64
+  assert len(finished.summary['verdict']) >= 3
+  # The tasks' own prompts were tried beside the run's.
+  assert len(finished.summary['choices']['prompt']['candidates']) == 4
+
+
+def test_a_report_needs_neither_model_nor_data(finished, tmp_path, capsys):
+  folder = finished.copy(tmp_path / 'moved')
+  before = (folder / 'summary.json').read_text(encoding='utf-8')
+  page = (folder / 'report.html').read_text(encoding='utf-8')
+  (folder / 'report.html').unlink()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, 'load', None)
+    patch.setattr('thicket.data.load', None)
+    assert report.main(['--workdir', str(folder)]) == 0
+  assert (folder / 'summary.json').read_text(encoding='utf-8') == before
+  assert (folder / 'report.html').read_text(encoding='utf-8') == page
+  assert 'Test: 32 held-out questions' in capsys.readouterr().out
+
+
+def test_a_report_of_a_stopped_run_says_what_is_missing(
+  finished, tmp_path, capsys
+):
+  folder = finished.copy(tmp_path / 'stopped')
+  sampled = [x for x in _folders(folder) if x.startswith('sample')]
+  for name in sampled:
+    shutil.rmtree(folder / 'ledger' / name)
+  (folder / 'summary.json').unlink()
+  assert report.main(['--workdir', str(folder)]) == 0
+  summary = json.loads((folder / 'summary.json').read_text(encoding='utf-8'))
+  assert len(summary['missing']) >= 1
+  assert '- not run: ' in capsys.readouterr().out
+  ids = {x['id'] for x in summary['test']['systems']}
+  assert f'vote-{K}' in ids
+  assert not any(x.startswith('self-consistency') for x in ids)
+
+
+def test_a_report_without_a_search_is_one_line(finished, tmp_path, capsys):
+  folder = finished.copy(tmp_path / 'early')
+  shutil.rmtree(folder / 'ledger' / _ledger(folder).folder.name / 'selection')
+  assert report.main(['--workdir', str(folder)]) == 2
+  said = capsys.readouterr().err
+  assert said.startswith('thicket: ')
+  assert said.count('\n') == 1
+  assert 'answers are missing' in said
+
+
+def _everything(workdir):
+  return [
+    _ledger(workdir, folder).view(split)
+    for folder in _folders(workdir)
+    for split in _ledger(workdir, folder).splits
+  ]
 
 
 def test_work_is_counted(finished):
-  tokens = {
-    split: int(_view(finished.folder, split).num_tokens.sum())
-    for split in SPLITS
-  }
+  blocks = _everything(finished.folder)
+  answers = sum(int(block.seen.sum()) for block in blocks)
+  tokens = sum(int(block.num_tokens.sum()) for block in blocks)
   work = finished.summary['work']
-  assert work['generated_tokens'] == tokens
-  assert work['this_run']['tokens'] == sum(tokens.values())
-  assert work['this_run']['members'] == 1 + N + 1 + K
+  assert work['stored'] == {'answers': answers, 'tokens': tokens}
+  assert work['this_run']['tokens'] == tokens
+  assert work['this_run']['answers'] == answers
   assert work['this_run']['seconds'] > 0
   assert work['this_run']['compile_seconds'] > 0
 
 
-def test_every_member_has_a_line_of_metrics(finished):
+def test_every_answer_set_has_a_line_of_metrics(finished):
   text = (finished.folder / 'metrics.jsonl').read_text(encoding='utf-8')
   lines = [json.loads(line) for line in text.splitlines()]
-  found = [(line['split'], line['member']) for line in lines]
-  best = sorted(_selected(finished.summary))
-  assert found == [
-    *(('selection', i) for i in (BASE, *range(N))),
-    *(('test', i) for i in (BASE, *best)),
-  ]
-  for line in lines:
-    one = report.member(
-      _view(finished.folder, line['split']), line.pop('member')
-    )
-    (i,) = one.members
-    assert line == {
-      'split': line['split'],
-      'sigma': 0.0 if i == BASE else SIGMAS[i % 2],
-      'score': float(report.scores(one)[0]),
-      'accuracy': one.correct.mean(),
-      'tokens': one.num_tokens.sum(),
-    }
+  keys = ('condition', 'split', 'member', 'draw')
+  found = {tuple(line[key] for key in keys): line for line in lines}
+  assert len(found) == len(lines)
+  count = 0
+  for folder in _folders(finished.folder):
+    for split in _ledger(finished.folder, folder).splits:
+      view = _ledger(finished.folder, folder).view(split)
+      for i, j in np.argwhere(view.seen.all(axis=1)):
+        member, draw = int(view.members[i]), int(view.draws[j])
+        count += 1
+        assert found[folder, split, member, draw] == {
+          'condition': folder,
+          'split': split,
+          'member': member,
+          'sigma': 0.0 if member == BASE else SIGMAS[member % 2],
+          'draw': draw,
+          'rows': len(view.rows),
+          'score': pytest.approx(view.reward[i, :, j].mean()),
+          'accuracy': view.correct[i, :, j].mean(),
+          'tokens': view.num_tokens[i, :, j].sum(),
+        }
+  assert count == len(lines)
 
 
 def test_texts_are_what_was_judged(finished):
@@ -274,7 +319,9 @@ def test_the_tables_are_printed(finished):
     {'ensemble__sizes': (1,)},
     {'run__members_per_device': 3},
     {'run__members_per_range': 1},
-    {'run__keep_texts': False},
+    {'run__keep_texts': 'none'},
+    {'controls__temperatures': ()},
+    {'controls__prompts': False},
     {'devices': 8},
   ],
   ids=lambda changes: ','.join(changes) or 'nothing',
@@ -287,20 +334,21 @@ def test_with_everything_stored_nothing_is_generated(
   devices = changes.pop('devices', 1)
   job, summary = _run(_config(model, **changes), folder, devices)
   assert summary['work']['this_run'] == {
-    'members': 0,
+    'answers': 0,
     'tokens': 0,
     'seconds': 0.0,
     'compile_seconds': 0.0,
     'tokens_per_second': None,
   }
   assert summary['recipe'] == finished.summary['recipe']
-  assert summary['selection'] == finished.summary['selection']
+  for part in ('rows', 'base', 'members'):
+    assert summary['selection'][part] == finished.summary['selection'][part]
   best = _selected(summary)
   assert best == _selected(finished.summary)[: len(best)]
   _assert_same_rows(folder, finished.folder)
   text = _printed(job)
-  assert f'members on selection: {N} of {N} are stored' in text
-  assert 'base on test: 1 of 1 are stored' in text
+  assert f'members on selection: {N} of {N} stored' in text
+  assert 'base on test: 1 of 1 stored' in text
 
 
 def test_a_smaller_population_is_a_part_of_what_is_stored(
@@ -308,23 +356,79 @@ def test_a_smaller_population_is_a_part_of_what_is_stored(
 ):
   folder = finished.copy(tmp_path / 'work')
   _, summary = _run(_config(model, population__size=N - 1), folder)
-  fresh = set(_selected(summary)) - set(_selected(finished.summary))
-  assert summary['work']['this_run']['members'] == len(fresh)
+  known = set(_view(finished.folder, 'test').members.tolist())
+  fresh = set(_view(folder, 'test').members.tolist()) - known
+  assert summary['work']['this_run']['answers'] == 32 * len(fresh)
   assert summary['selection']['members']['count'] == N - 1
 
 
 def test_a_larger_population_reuses_its_members(model, finished, tmp_path):
   folder = finished.copy(tmp_path / 'work')
   job, summary = _run(_config(model, population__size=N + 3), folder)
-  fresh = set(_selected(summary)) - set(_selected(finished.summary))
-  assert summary['work']['this_run']['members'] == 3 + len(fresh)
-  assert f'members on selection: {N} of {N + 3} are stored' in _printed(job)
+  known = set(_view(finished.folder, 'test').members.tolist())
+  fresh = set(_view(folder, 'test').members.tolist()) - known
+  answers = 3 * 64 + 32 * len(fresh)
+  assert summary['work']['this_run']['answers'] == answers
+  assert f'members on selection: {N} of {N + 3} stored' in _printed(job)
   assert summary['recipe'] == finished.summary['recipe']
   assert summary['selection']['members']['count'] == N + 3
   before, after = _view(finished.folder), _view(folder)
   assert after.members.tolist() == [BASE, *range(N + 3)]
   np.testing.assert_array_equal(after.reward[: 1 + N], before.reward)
   np.testing.assert_array_equal(after.num_tokens[: 1 + N], before.num_tokens)
+
+
+def test_more_questions_reuse_the_answers_there_are(model, finished, tmp_path):
+  folder = finished.copy(tmp_path / 'work')
+  config = _config(model, data__num_selection=72, data__num_test=32)
+  _, summary = _run(config, folder)
+  assert summary['recipe'] == finished.summary['recipe']
+  before, after = _view(finished.folder), _view(folder)
+  assert after.rows.size == 72
+  place = [int(np.flatnonzero(after.rows == row)[0]) for row in before.rows]
+  np.testing.assert_array_equal(after.reward[:, place], before.reward)
+  # Members, base, prompts and no more answer the eight new ones.
+  lines = (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+  new = [json.loads(line) for line in lines][-40:]
+  new = [x for x in new if x['split'] == 'selection' and x['rows'] == 8]
+  assert len(new) == 1 + N + 3
+
+
+def test_more_draws_leave_those_there_are(model, finished, tmp_path):
+  folder = finished.copy(tmp_path / 'work')
+  _run(_config(model, ensemble__sizes=(1, K, K + 1)), folder)
+  sampled = [x for x in _folders(folder) if x.startswith('sample')]
+  assert sampled
+  for name in sampled:
+    before, after = (
+      _ledger(where, name).view('test') for where in (finished.folder, folder)
+    )
+    assert after.draws.tolist() == list(range(K + 1))
+    np.testing.assert_array_equal(after.correct[..., :K], before.correct)
+    np.testing.assert_array_equal(after.num_tokens[..., :K], before.num_tokens)
+
+
+def test_a_race_is_run_and_resumed(model, finished, tmp_path):
+  config = _config(
+    model,
+    selection__race=True,
+    selection__race_z=0.01,
+    selection__race_rows=(16, 48),
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+  _, summary = _run(config, tmp_path)
+  race = summary['selection']['race']
+  assert race['used']
+  assert 0 < race['saved'] < 1
+  assert race['recall'] is None
+  asked = [x['rows'] for x in summary['selection']['members']['each']]
+  view = _view(tmp_path)
+  assert view.seen[1:, :, 0].sum(axis=1).tolist() == asked
+  assert set(asked) == {48, 64}
+  _, again = _run(config, tmp_path)
+  assert again['work']['this_run']['answers'] == 0
+  assert again['selection'] == summary['selection']
 
 
 def test_a_second_finish_has_nothing_left_to_do(model, finished, tmp_path):
@@ -338,13 +442,17 @@ def test_the_default_folder_is_that_of_the_recipe(model, tmp_path, monkeypatch):
   with _devices(1):
     first = folder()
     assert re.fullmatch(r'runs/arithmetic-tiny-[0-9a-f]{12}', str(first))
-    assert (tmp_path / first / 'ledger' / 'recipe.json').is_file()
+    (recipe,) = (tmp_path / first / 'ledger').glob('*/recipe.json')
+    assert recipe.is_file()
     for changes in (
       {'population__size': 50},
       {'ensemble__sizes': (3,)},
       {'run__members_per_device': 2},
       {'run__members_per_range': 7},
-      {'run__keep_texts': False},
+      {'run__keep_texts': 'none'},
+      {'data__num_selection': 63},
+      {'data__num_test': 31},
+      {'controls__temperatures': (0.1, 0.2)},
     ):
       assert folder(**changes) == first
   with _devices(8):
@@ -361,12 +469,11 @@ def test_the_default_folder_is_that_of_the_recipe(model, tmp_path, monkeypatch):
         {'seed': 1},
         {'model__dtype': 'bfloat16'},
         {'task__prompt_template': 'Q {question} ='},
-        {'data__num_test': 31},
         {'decode__rows': 16},
         {'decode__max_new_tokens': 4},
       )
     }
-  assert len(others) == 12
+  assert len(others) == 11
   assert first not in others
 
 
@@ -385,7 +492,6 @@ def test_the_default_folder_is_that_of_the_recipe(model, tmp_path, monkeypatch):
       {'decode__max_new_tokens': 2},
       'decoding.max_new_tokens: stored 3, asked 2',
     ),
-    ({'data__num_test': 31}, 'data.test: stored '),
   ],
 )
 def test_another_recipe_in_the_same_folder_is_refused(
@@ -415,11 +521,11 @@ def _stop_judging(monkeypatch, after, error):
   """Raises from the judge once it has judged so many chunks."""
   judge, calls = evaluation.Judge.__call__, []
 
-  def judging(self, *args):
+  def judging(self, *args, **kwargs):
     if len(calls) == after:
       raise error
     calls.append(args)
-    return judge(self, *args)
+    return judge(self, *args, **kwargs)
 
   monkeypatch.setattr(evaluation.Judge, '__call__', judging)
 
@@ -441,11 +547,13 @@ def test_an_interrupted_run_keeps_what_was_judged_and_resumes(
     with pytest.raises(type(error)):
       _run(config, tmp_path)
   assert not (tmp_path / 'summary.json').exists()
-  ledger = Ledger.read(tmp_path / 'ledger')
+  ledger = _ledger(tmp_path)
   found = {split: len(ledger.view(split).members) for split in ledger.splits}
   assert found == stored
+  before = sum(int(block.seen.sum()) for block in _everything(tmp_path))
   _, summary = _run(config, tmp_path)
-  assert summary['work']['this_run']['members'] == 1 + N + 1 + K - after
+  work = summary['work']
+  assert work['this_run']['answers'] == work['stored']['answers'] - before
   _assert_same_rows(tmp_path, finished.folder)
   for part in ('selection', 'selected', 'test'):
     assert summary[part] == finished.summary[part]
@@ -507,7 +615,7 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
   _assert_same_rows(tmp_path, finished.folder)
   for part in ('recipe', 'selection', 'selected', 'test'):
     assert summary[part] == finished.summary[part]
-  ranges = len(list((tmp_path / 'ledger' / 'selection').iterdir()))
+  ranges = len(list((_ledger(tmp_path).folder / 'selection').iterdir()))
   per_range = changes['run__members_per_range']
   assert ranges == 1 + -(-N // per_range)  # the base has its own
 
@@ -555,6 +663,70 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
       ConfigError,
       {'ensemble__sizes': (1, 1.5)},
       'ensemble.sizes = (1, 1.5): K is at least 1, and whole',
+    ),
+    (
+      ConfigError,
+      {'selection__rerank': 1, 'data__num_validation': 8},
+      'selection.rerank = 1: the members compared again are at least K = 2 and '
+      'at most N = 4; 0 for none',
+    ),
+    (
+      ConfigError,
+      {'selection__rerank': 3},
+      'selection.rerank = 3 needs rows to validate on: set data.num_validation',
+    ),
+    (
+      ConfigError,
+      {'controls__validation': True},
+      'controls.validation = True needs rows to validate on: set '
+      'data.num_validation',
+    ),
+    (
+      ConfigError,
+      {'selection__race_z': 0.0},
+      'selection.race_z = 0.0 is not above 0',
+    ),
+    (
+      ConfigError,
+      {'selection__race_rows': (16, 65)},
+      'selection.race_rows = (16, 65): 65 is not a whole number in 1..64',
+    ),
+    (
+      ConfigError,
+      {'controls__temperatures': (0.5, -1.0)},
+      'controls: temperature = -1.0 is not a finite number >= 0',
+    ),
+    (
+      ConfigError,
+      {'controls__temperatures': (0.0,)},
+      'controls.temperatures: at 0 all samples are the greedy answer; give '
+      'temperatures above 0',
+    ),
+    (
+      ConfigError,
+      {'controls__top_p': 0.0},
+      'controls: top_p = 0.0 is outside (0, 1]',
+    ),
+    (
+      ConfigError,
+      {'controls__population_sizes': (1,)},
+      'controls.population_sizes: N = 1 is below K = 2',
+    ),
+    (
+      ConfigError,
+      {'controls__population_sizes': (9,)},
+      'controls.population_sizes = (9,): 9 is not a whole number in 1..4',
+    ),
+    (
+      ConfigError,
+      {'controls__prompt_search': 1},
+      'controls.prompt_search = 1: N is at least K = 2 and at most '
+      'population.size = 4; 0 for no search',
+    ),
+    (
+      ConfigError,
+      {'run__keep_texts': 'some'},
+      "run.keep_texts = 'some'; did you mean 'none'? known: none, test, all",
     ),
     (
       ConfigError,
@@ -678,7 +850,7 @@ def test_prompts_that_do_not_fit_are_refused(model, tmp_path):
 
 @pytest.mark.parametrize('arg', ['', 'quick'])
 def test_the_committed_config_is_a_plan(arg, model):
-  config = _get_config()(arg)
+  config = load_config(f'{ROOT / "configs" / "llm.py"}:{arg}')
   config.model.name = model
   plan = make_plan(config)
   assert plan.sizes[-1] <= plan.population.size
@@ -686,5 +858,5 @@ def test_the_committed_config_is_a_plan(arg, model):
 
 
 def test_a_variant_that_does_not_exist_is_named():
-  with pytest.raises(ValueError, match=r'configs/llm\.py:fast'):
-    _get_config()('fast')
+  with pytest.raises(ArgumentError, match=r'configs/llm\.py:fast'):
+    load_config(f'{ROOT / "configs" / "llm.py"}:fast')

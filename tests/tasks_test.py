@@ -61,6 +61,67 @@ def test_a_vote_is_judged_as_a_response_is():
     assert base.judge(task, response, row) == base.judge_answer(
       task, task.extract(response), row
     )
+  # A vote is what it is, whichever rule its answers were read by.
+  assert base.judge_answer(task, '18', row) == base.Judgement(
+    reward=1.0,
+    lenient_reward=1.0,
+    is_correct=True,
+    answer='18',
+    lenient_answer='18',
+    is_lenient_correct=True,
+  )
+
+
+@pytest.mark.parametrize(
+  ('response', 'answer', 'lenient_answer'),
+  [
+    ('#### 18', '18', '18'),
+    ('#### 19', '19', '19'),
+    ('It is 18.', None, '18'),
+    ('It is 19.', None, '19'),
+    ('nothing', None, None),
+  ],
+)
+def test_a_response_is_judged_by_both_rules(response, answer, lenient_answer):
+  verdict = base.judge(
+    tasks.make('gsm8k'), response, base.Example(1, 'How many?', '18')
+  )
+  assert verdict == base.Judgement(
+    reward=float(answer == '18'),
+    lenient_reward=float(lenient_answer == '18'),
+    is_correct=answer == '18',
+    answer=answer,
+    lenient_answer=lenient_answer,
+    is_lenient_correct=lenient_answer == '18',
+  )
+
+
+@pytest.mark.parametrize('name', sorted(tasks.TASKS))
+def test_the_first_template_is_the_default(name):
+  task = tasks.make(name)
+  templates = task.prompt_templates
+  assert task.prompt_template == templates[0]
+  assert len(set(templates)) == len(templates) > 1
+  other = tasks.make(name, prompt_template=templates[1])
+  assert other.prompt_templates == templates
+
+
+def test_a_task_need_not_list_templates():
+  class Echo(base.Task):
+    name, prompt_template, max_new_tokens = 'echo', 'Say {question}', 1
+
+  base.check_settings(Echo())
+  assert Echo().prompt_templates == ()
+
+
+@pytest.mark.parametrize('template', ['Q:', '{question} {question}'])
+def test_each_listed_template_holds_the_question_once(template):
+  class Listed(type(tasks.make('gsm8k'))):
+    prompt_templates = ('{question}', template)
+
+  with pytest.raises(base.TaskError) as error:
+    Listed()
+  assert f'gsm8k: prompt_templates[1]={template!r} must' in str(error.value)
 
 
 def test_a_reward_outside_its_range_is_refused():
@@ -70,7 +131,7 @@ def test_a_reward_outside_its_range_is_refused():
 
   task, row = Generous(), base.Example(1, 'How many?', '3')
   verdict = base.judge(task, '#### 3', row)
-  assert verdict == base.Judgement(0.25, 0.25, True, '3')
+  assert verdict == base.Judgement(0.25, 0.25, True, '3', '3', True)
   for response in ('#### 1', '#### 2'):
     with pytest.raises(base.TaskError, match='gsm8k, row 1: reward'):
       base.judge(task, response, row)

@@ -25,13 +25,17 @@ COLUMNS = {
   'reward': (np.float32, 0),
   'lenient': (np.float32, 0),
   'correct': (np.bool_, False),
+  'lenient_correct': (np.bool_, False),
   'answer': (np.int32, -1),
+  'lenient_answer': (np.int32, -1),
   'num_tokens': (np.int32, 0),
   'truncated': (np.bool_, False),
   'text': (np.int32, -1),
 }
 KEYS = {'members': np.int32, 'rows': np.int64, 'draws': np.int32}
-WORDS = ('answer', 'text')  # columns of indices into a table of strings
+# Columns of indices, each with the table of strings that it points into.
+WORDS = {'answer': 'answers', 'lenient_answer': 'answers', 'text': 'texts'}
+TABLES = tuple(dict.fromkeys(WORDS.values()))
 
 Keys = tuple[np.ndarray, np.ndarray, np.ndarray]  # members, rows, draws
 
@@ -47,6 +51,8 @@ class Block:
   """A dense block of rows: m members x r row ids x d draws.
 
   Entries that `seen` denies hold 0, False or -1. Ids occur once on each axis.
+  An answer of -1 abstains. Strict and lenient answers share one table, so
+  that equal strings have equal indices.
   """
 
   members: np.ndarray  # int32 [m], BASE or at least 0
@@ -55,11 +61,13 @@ class Block:
   seen: np.ndarray  # bool [m, r, d]
   reward: np.ndarray  # float32 [m, r, d], strict
   lenient: np.ndarray  # float32 [m, r, d]
-  correct: np.ndarray  # bool [m, r, d]
-  answer: np.ndarray  # int32 [m, r, d], index into `answers`, -1 abstains
+  correct: np.ndarray  # bool [m, r, d], strict
+  lenient_correct: np.ndarray  # bool [m, r, d]
+  answer: np.ndarray  # int32 [m, r, d], strict, index into `answers`
+  lenient_answer: np.ndarray  # int32 [m, r, d], index into `answers`
   num_tokens: np.ndarray  # int32 [m, r, d]
   truncated: np.ndarray  # bool [m, r, d]
-  answers: tuple[str, ...]  # sorted and unique in what `view` gives
+  answers: tuple[str, ...]  # sorted, unique and used in what `view` gives
   texts: tuple[str, ...] | None = None  # m * r * d, row-major; '' if not kept
 
 
@@ -70,7 +78,7 @@ class Part:
   keys: Keys
   seen: np.ndarray  # bool [m, r, d]
   columns: dict[str, np.ndarray]  # one for each of COLUMNS
-  tables: dict[str, tuple[str, ...]]  # one for each of WORDS
+  tables: dict[str, tuple[str, ...]]  # one for each of TABLES
 
 
 def _cast(name: str, values: Any, dtype: Any, shape: Any = None) -> np.ndarray:
@@ -122,12 +130,15 @@ def from_block(block: Block) -> Part:
     for name, (dtype, _) in COLUMNS.items()
     if name != 'text'
   }
-  answer = columns['answer'][seen]
-  if ((answer < -1) | (answer >= len(block.answers))).any():
-    raise LedgerError(
-      f'answer: indices {answer.min()} to {answer.max()} into a table of '
-      f'{len(block.answers)} answers'
-    )
+  for name, table in WORDS.items():
+    if table != 'answers':
+      continue
+    ids = columns[name][seen]
+    if ((ids < -1) | (ids >= len(block.answers))).any():
+      raise LedgerError(
+        f'{name}: indices {ids.min()} to {ids.max()} into a table of '
+        f'{len(block.answers)} answers'
+      )
   if block.texts is None:
     texts = ['']
     columns['text'] = np.full(shape, -1, np.int32)
@@ -138,19 +149,19 @@ def from_block(block: Block) -> Part:
     columns['text'] = _cast(
       'texts', [index[text] for text in block.texts], np.int32, (seen.size,)
     ).reshape(shape)
-  tables = {'answer': tuple(block.answers), 'text': tuple(texts)}
+  tables = {'answers': tuple(block.answers), 'texts': tuple(texts)}
   return trim(Part(keys, seen, columns, tables), seen)
 
 
 def to_block(part: Part) -> Block:
   """A part as callers see it; `texts` is None if no row has a text."""
   columns = dict(part.columns)
-  text, table = columns.pop('text'), part.tables['text']
+  text, table = columns.pop('text'), part.tables['texts']
   return Block(
     **dict(zip(KEYS, part.keys, strict=True)),
     seen=part.seen,
     **columns,
-    answers=part.tables['answer'],
+    answers=part.tables['answers'],
     texts=tuple(table[i] if i >= 0 else '' for i in text.flat)
     if table
     else None,
@@ -176,15 +187,17 @@ def trim(part: Part, seen: np.ndarray) -> Part:
 
 def _compact(part: Part) -> Part:
   """The same with tables sorted, unique and holding nothing unused."""
-  columns, tables = dict(part.columns), {}
-  for name in WORDS:
-    ids, table = columns[name], part.tables[name]
-    used = np.unique(ids[ids >= 0])
+  columns, tables, lookups = dict(part.columns), {}, {}
+  for name, table in part.tables.items():
+    ids = [columns[word].ravel() for word in WORDS if WORDS[word] == name]
+    used = np.unique(np.concatenate(ids))
+    used = used[used >= 0]
     tables[name] = tuple(sorted({table[i] for i in used}))
     index = {word: i for i, word in enumerate(tables[name])}
-    lookup = np.full(len(table) + 1, -1, np.int32)  # the last serves id -1
-    lookup[used] = [index[table[i]] for i in used]
-    columns[name] = lookup[ids]
+    lookups[name] = np.full(len(table) + 1, -1, np.int32)
+    lookups[name][used] = [index[table[i]] for i in used]
+  for name, table in WORDS.items():
+    columns[name] = lookups[table][columns[name]]  # the last serves id -1
   return dataclasses.replace(part, columns=columns, tables=tables)
 
 
@@ -200,27 +213,28 @@ def merge(parts: Sequence[Part], keys: Keys, say: str) -> Part:
     name: np.full(shape, empty, dtype)
     for name, (dtype, empty) in COLUMNS.items()
   }
-  words: dict[str, dict[str, int]] = {name: {} for name in WORDS}
+  words: dict[str, dict[str, int]] = {name: {} for name in TABLES}
   for part in parts:
     grids = _overlap(keys, part.keys)
     if grids is None:
       continue
     to, source = grids
+    lookups = {
+      name: _numbered(index, part.tables[name]) for name, index in words.items()
+    }
     fresh = part.seen[source]
     both = fresh & seen[to]
     for name, column in columns.items():
       old, new, writes = column[to], part.columns[name][source], fresh
       if name in WORDS:
-        index, table = words[name], part.tables[name]
-        ids = [index.setdefault(word, len(index)) for word in table]
-        new = np.array([*ids, -1], np.int32)[new]
+        new = lookups[WORDS[name]][new]
       differs = both & (_bits(old) != _bits(new))
       if name == 'text':  # a text that was not kept contradicts none
         writes = fresh & (new >= 0)
         differs &= writes & (old >= 0)
       if differs.any():
         at = tuple(np.argwhere(differs)[0])
-        table = (*words[name], None) if name in WORDS else None
+        table = (*words[WORDS[name]], None) if name in WORDS else None
         was, now = (table[x[at]] if table else x[at].item() for x in (old, new))
         member, row, draw = (
           ids[grid.flat[i]] for ids, grid, i in zip(keys, to, at, strict=True)
@@ -234,6 +248,12 @@ def merge(parts: Sequence[Part], keys: Keys, say: str) -> Part:
     seen[to] |= fresh
   tables = {name: tuple(index) for name, index in words.items()}
   return _compact(Part(keys, seen, columns, tables))
+
+
+def _numbered(index: dict[str, int], table: Sequence[str]) -> np.ndarray:
+  """int32, each word's number in `index`, which grows; the last is for -1."""
+  ids = [index.setdefault(word, len(index)) for word in table]
+  return np.array([*ids, -1], np.int32)
 
 
 def _overlap(ours: Keys, theirs: Keys) -> tuple[tuple, tuple] | None:
@@ -301,7 +321,7 @@ def unpack(tree: dict[str, np.ndarray]) -> Part:
   if tree.pop('digest').tobytes() != _digest(tree):
     raise ValueError('its checksum is wrong')
   tables = {}
-  for name in WORDS:
+  for name in TABLES:
     data = tree[f'{name}_bytes'].tobytes()
     ends = tree[f'{name}_ends'].tolist()
     tables[name] = tuple(

@@ -8,7 +8,7 @@ one never moves another. Too few rows is an error: the code released with
 Neural Thickets (arXiv 2603.12228) tests on its selection rows in that case.
 
 Rows are known by their question, not by their place in a file, so that JSONL
-and TFDS copies of a data set give the same row ids, splits and hash.
+and TFDS copies of a data set give the same row ids, splits and source hash.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from thicket.tasks import base
 Rows = Callable[[], Iterable[base.Example]]
 
 TFDS_PREFIX = 'tfds:'
+_SPLITS = ('selection', 'validation', 'test')
 
 
 def load(
@@ -61,7 +62,10 @@ def load(
       `path` imply. 'tfds:NAME' may download.
 
   Returns:
-    The splits, of exactly the sizes asked for.
+    The splits, of exactly the sizes asked for. Their `source` is a SHA-256
+    over the row id, question and gold of all rows but dropped repeats, taken
+    or not, and whether each is for test. Sizes, seed, container and order do
+    not change it.
 
   Raises:
     TaskError: a count or seed is out of range, there are too few rows, a file
@@ -75,24 +79,31 @@ def load(
     draw = _digest(f'{seed}:{_canonical(row.question)}', 'order')
     return draw, row.row_id
 
-  splits = base.Splits(
-    selection=tuple(heapq.nsmallest(num_selection, train(), key=place)),
-    validation=tuple(heapq.nlargest(num_validation, train(), key=place)),
-    test=tuple(heapq.nsmallest(num_test, test(), key=place)),
+  census = _Census()
+  # One row at least is asked of these two, so that both read to the end.
+  selection = heapq.nsmallest(
+    num_selection, census.watch('train', train()), key=place
   )
+  tested = heapq.nsmallest(num_test, census.watch('test', test()), key=place)
+  validation = heapq.nlargest(num_validation, train(), key=place)
   num_train = num_selection + num_validation
-  ids = {row.row_id for row in splits.selection + splits.validation}
-  if len(ids) < num_train:
+  if len({row.row_id for row in selection + validation}) < num_train:
     raise base.TaskError(
       f'{task.name}: num_selection={num_selection} and num_validation='
       f'{num_validation} need {num_train} rows, there are '
-      f'{sum(1 for _ in train())}; ask for fewer'
+      f'{census.counts["train"]}; ask for fewer'
     )
-  if len(splits.test) < num_test:
+  if len(tested) < num_test:
     raise base.TaskError(
-      f'{task.name}: num_test={num_test}, but there are {len(splits.test)} '
+      f'{task.name}: num_test={num_test}, but there are {len(tested)} '
       f'test rows; ask for fewer'
     )
+  splits = base.Splits(
+    selection=tuple(selection),
+    validation=tuple(validation),
+    test=tuple(tested),
+    source=census.digest(),
+  )
   check_disjoint(splits)
   return splits
 
@@ -111,24 +122,88 @@ def check_disjoint(splits: base.Splits) -> None:
         seen[key] = name
 
 
-def data_hash(splits: base.Splits) -> str:
-  """SHA-256 over the split, row id, question and gold of every row.
+def examples_to_json(splits: base.Splits) -> dict[str, Any]:
+  """The splits as JSON values, from which `examples_from_json` makes them anew.
 
-  The order of rows inside a split does not matter: rewards are means.
+  Raises:
+    TaskError: the meta of a row, which is named, would not be the same again.
   """
-  lines = sorted(
-    json.dumps([name, row.row_id, row.question, row.gold])
+  stored: dict[str, Any] = {
+    name: [
+      {
+        'row_id': row.row_id,
+        'question': row.question,
+        'gold': row.gold,
+        'meta': _json_meta(row, name),
+      }
+      for row in rows
+    ]
     for name, rows in _named(splits)
-    for row in rows
-  )
-  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+  }
+  return stored | {'source': splits.source}
+
+
+def examples_from_json(stored: Mapping[str, Any]) -> base.Splits:
+  """The splits that `examples_to_json` was given.
+
+  Raises:
+    TaskError: a field is missing, unknown or out of range.
+  """
+  try:
+    rows = {
+      name: tuple(base.Example(**row) for row in stored[name])
+      for name in _SPLITS
+    }
+    return base.Splits(**rows, source=stored['source'])
+  except (KeyError, TypeError, AttributeError) as error:
+    raise base.TaskError(
+      f'stored rows cannot be read: {error!r}; load them from their source'
+    ) from error
+
+
+def _json_meta(row: base.Example, where: str) -> dict[str, Any]:
+  meta = dict(row.meta)
+  try:
+    stored = json.loads(json.dumps(meta, allow_nan=False))
+  except (TypeError, ValueError):
+    stored = None
+  # JSON makes lists of tuples and text of keys, without an error.
+  if stored != meta:
+    raise base.TaskError(
+      f'row {row.row_id} of {where}: meta={meta!r} is not JSON; use objects '
+      'with text as keys, lists, text, finite numbers, booleans and None'
+    )
+  return stored
+
+
+class _Census:
+  """Counts and hashes rows as they pass; no row or digest is kept."""
+
+  def __init__(self):
+    self.counts = {'train': 0, 'test': 0}
+    self._total = 0
+
+  def watch(
+    self, part: str, rows: Iterable[base.Example]
+  ) -> Iterator[base.Example]:
+    for row in rows:
+      line = json.dumps([part, row.row_id, row.question, row.gold])
+      digest = hashlib.sha256(line.encode()).digest()
+      # A sum has no order. Nor has xor, but a row that came twice would vanish.
+      self._total = (self._total + int.from_bytes(digest)) % 2**256
+      self.counts[part] += 1
+      yield row
+
+  def digest(self) -> str:
+    text = json.dumps([self.counts, f'{self._total:064x}'])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _named(
   splits: base.Splits,
 ) -> Iterator[tuple[str, tuple[base.Example, ...]]]:
-  for field in dataclasses.fields(splits):
-    yield field.name, getattr(splits, field.name)
+  for name in _SPLITS:
+    yield name, getattr(splits, name)
 
 
 def _check_counts(num_selection, num_validation, num_test, seed) -> None:

@@ -19,7 +19,7 @@ G new tokens, K kv heads, H head dim, V vocabulary, Q stop states.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,26 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from thicket.models.decoder import Context, Decoder, KeyValue
+from thicket.sampling import Choose, Rows, row_words
 
 Tree = Any
-
-
-class Rows(NamedTuple):
-  """Who a row is; a token rule may depend on this and on nothing else.
-
-  Attributes:
-    member: int32 [], the member's id.
-    prompt: int32 [B], the prompt's number in its split.
-    draw: int32 [B], which of several answers to one prompt.
-  """
-
-  member: jax.Array
-  prompt: jax.Array
-  draw: jax.Array
-
-
-# (float32 logits [B, V], rows, int32 step []) -> int32 tokens [B]
-Choose = Callable[[jax.Array, Rows, jax.Array], jax.Array]
 
 
 class Prompts(NamedTuple):
@@ -56,14 +39,14 @@ class Prompts(NamedTuple):
     tokens: int32 [B, S], left-padded.
     length: int32 [B], real tokens of each row, at least 1.
     prompt: int32 [B], the prompt's number in its split.
-    draw: int32 [B], which of several answers to one prompt.
+    row: uint32 [B, 2], its row id in two words, for the token rule.
     live: bool [B], false for rows that only fill the batch.
   """
 
   tokens: np.ndarray
   length: np.ndarray
   prompt: np.ndarray
-  draw: np.ndarray
+  row: np.ndarray
   live: np.ndarray
 
 
@@ -109,16 +92,6 @@ class Decoding:
       raise ValueError(f'pad_id = {self.pad_id} is outside [0, {vocab_size})')
 
 
-def greedy(logits: jax.Array, rows: Rows, step: jax.Array) -> jax.Array:
-  """The most likely token, the lowest id among equals; a `Choose` rule."""
-  del rows, step
-  # Two plain reductions; XLA's argmax is one of pairs, 4x slower on CPU.
-  peak = jnp.max(logits, axis=-1, keepdims=True)
-  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-  last = np.int32(logits.shape[-1] - 1)
-  return jnp.min(jnp.where(logits == peak, ids, last), axis=-1)
-
-
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
   """How many first tokens all prompts share, at least one left to each."""
   if not prompts:
@@ -141,20 +114,28 @@ def bucket(length: int) -> int:
 
 
 def batches(
-  suffixes: Sequence[Sequence[int]], rows: int, pad_id: int
+  suffixes: Sequence[Sequence[int]],
+  row_ids: Sequence[int] | np.ndarray,
+  rows: int,
+  pad_id: int,
+  prompts: Sequence[int] | np.ndarray | None = None,
 ) -> list[Prompts]:
   """Groups prompts of similar length into batches of one row count.
 
   Args:
     suffixes: tokens of each prompt behind the shared prefix, none empty.
+    row_ids: what each prompt is known by.
     rows: B; the last batch is filled with rows that are not live.
     pad_id: the token on the left of short rows.
+    prompts: indices of those to be answered; by default all.
 
   Returns:
     Batches of B rows; each prompt stands in exactly one of them, with its
     index in `suffixes` as its number. A function of the arguments alone.
   """
-  order = sorted(range(len(suffixes)), key=lambda i: (len(suffixes[i]), i))
+  asked = range(len(suffixes)) if prompts is None else map(int, prompts)
+  order = sorted(asked, key=lambda i: (len(suffixes[i]), i))
+  words = row_words(row_ids)
   result = []
   for start in range(0, len(order), rows):
     chosen = order[start : start + rows]
@@ -165,12 +146,13 @@ def batches(
       tokens[row, size - len(suffixes[i]) :] = suffixes[i]
     fill = rows - len(chosen)
     tokens[len(chosen) :] = tokens[0]
+    numbers = np.append(chosen, np.full(fill, chosen[0])).astype(np.int32)
     result.append(
       Prompts(
         tokens=tokens,
         length=np.append(length, np.full(fill, length[0], np.int32)),
-        prompt=np.append(chosen, np.full(fill, chosen[0])).astype(np.int32),
-        draw=np.zeros(rows, np.int32),
+        prompt=numbers,
+        row=words[numbers],
         live=np.arange(rows) < len(chosen),
       )
     )
@@ -248,6 +230,7 @@ def generate(
   members: Tree,
   in_axes: Tree,
   member_ids: jax.Array,
+  draws: jax.Array,
   prefix: list[KeyValue] | None,
   prompts: Prompts,
   caches: list[KeyValue],
@@ -260,6 +243,7 @@ def generate(
     members: weights of M members.
     in_axes: 0 for each array with a members axis, None for shared ones.
     member_ids: int32 [M], for the token rule.
+    draws: int32 [M], which of several answers this is, for the token rule.
     prefix: what `prefill_prefix` gave.
     prompts: B rows of bucket S.
     caches: what `empty_caches` gave for C = `cache_slots(S, G)`, of any
@@ -279,12 +263,13 @@ def generate(
   prompt_mask = np.arange(S)[None] >= pad  # [B, S]
   cache_prompt_mask = np.arange(C)[None] >= pad  # [B, C]
   slot = jnp.arange(C)[None]
+  who = (member_ids, draws)
 
-  def choose(logits, member_id, step):
-    rows = Rows(member_id, prompts.prompt, prompts.draw)
+  def choose(logits, who, step):
+    rows = Rows(*who, prompts.row)
     return decoding.choose(logits, rows, step)
 
-  def prefill(weights, member_id, prefix):
+  def prefill(weights, who, prefix):
     logits, fresh = model.apply(
       weights,
       prompts.tokens,
@@ -292,9 +277,9 @@ def generate(
       prompt_mask,
       Context(prefix=prefix),
     )
-    return choose(logits, member_id, jnp.int32(0)), fresh
+    return choose(logits, who, jnp.int32(0)), fresh
 
-  def advance(weights, member_id, prefix, token, cache, step):
+  def advance(weights, who, prefix, token, cache, step):
     seen = cache_prompt_mask & (slot < S + step - 1)
     logits, fresh = model.apply(
       weights,
@@ -303,7 +288,7 @@ def generate(
       np.ones((B, 1), bool),
       Context(prefix, cache, seen),
     )
-    return choose(logits, member_id, step), fresh
+    return choose(logits, who, step), fresh
 
   def emit(state, token):
     """Records the tokens of one step; rows that are done emit pad."""
@@ -322,7 +307,7 @@ def generate(
 
   def body(state):
     token, fresh = jax.vmap(advance, in_axes=(in_axes, 0, 0, 0, 0, None))(
-      members, member_ids, prefix, state.token, state.caches, state.step
+      members, who, prefix, state.token, state.caches, state.step
     )
     after = emit(state, token)
     # The slot is made to depend on the tokens (when all rows are done it does
@@ -343,7 +328,7 @@ def generate(
     return (state.step < G) & ~jnp.all(state.done)
 
   token, fresh = jax.vmap(prefill, in_axes=(in_axes, 0, 0))(
-    members, member_ids, prefix
+    members, who, prefix
   )
   # Slots not written yet are zeroed, not left over from the last batch: a
   # weight of 0 times a stale NaN would be NaN, in another member's answer.

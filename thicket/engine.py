@@ -3,7 +3,8 @@
 
 Under `shard_map` over members each device loops until its own rows are done;
 no collective takes part in a member's work. One program is compiled for each
-bucket of prompt lengths, its caches are donated from batch to batch.
+token rule and bucket of prompt lengths; caches are donated from batch to batch,
+whichever rule comes next.
 """
 
 from __future__ import annotations
@@ -31,33 +32,29 @@ class Engine:
   def __init__(
     self,
     model: Decoder,
-    decoding: decode.Decoding,
     *,
     mesh: Mesh,
     in_axes: Tree,
-    prefix: Sequence[int],
     dtype: Any,
   ):
     """Prepares the engine; nothing is compiled yet.
 
     Args:
       model: the decoder.
-      decoding: what stops a row and how tokens are chosen.
       mesh: its axis `members` splits M.
       in_axes: `Perturber.in_axes` of the weights to come.
-      prefix: tokens that every prompt starts with, may be empty.
       dtype: of the caches, that of the weights.
     """
-    self._model, self._decoding, self._mesh = model, decoding, mesh
+    self._model, self._mesh = model, mesh
     self._in_axes, self._dtype = in_axes, dtype
-    self._prefix = np.asarray(prefix, np.int32)
     self._weight_specs = sharding.weight_specs(in_axes)
     self._programs: dict[Any, Any] = {}
     self._caches: tuple[Any, Tree] | None = None
     self.compile_s = 0.0
 
-  def prefill(self, weights: Tree) -> Tree:
-    """Keys and values of the shared prefix, for `generate`."""
+  def prefill(self, weights: Tree, prefix: Sequence[int]) -> Tree:
+    """Keys and values of a shared prefix, maybe empty, for `generate`."""
+    prefix = np.asarray(prefix, np.int32)
     shard = functools.partial(
       jax.shard_map,
       mesh=self._mesh,
@@ -70,23 +67,27 @@ class Engine:
     axes = jax.tree.leaves(self._in_axes, is_leaf=lambda axis: axis is None)
     mapped = axes.index(0)
     members = jax.tree.leaves(weights)[mapped].shape[0]
-    sizes = {'members': members, 'tokens': len(self._prefix)}
+    sizes = {'members': members, 'tokens': len(prefix)}
     return self._call(
-      'the prefix', sizes, shard(local), (), weights, self._prefix
+      'the prefix', None, sizes, shard(local), (), weights, prefix
     )
 
   def generate(
     self,
+    decoding: decode.Decoding,
     weights: Tree,
     member_ids: jax.Array,
+    draws: jax.Array,
     prefix: Tree,
     prompts: decode.Prompts,
   ) -> decode.Generated:
     """Dispatches one batch; the arrays of the result are still to come.
 
     Args:
+      decoding: what stops a row and how tokens are chosen.
       weights: of M members.
       member_ids: int32 [M].
+      draws: int32 [M].
       prefix: what `prefill` gave for these weights.
       prompts: B rows of one bucket.
 
@@ -94,7 +95,7 @@ class Engine:
       The answers, arrays [M, B, ...] sharded over members.
     """
     members, (rows, size) = len(member_ids), prompts.tokens.shape
-    slots = decode.cache_slots(size, self._decoding.max_new_tokens)
+    slots = decode.cache_slots(size, decoding.max_new_tokens)
     shape = (members, rows, slots)
     if self._caches is None or self._caches[0] != shape:
       self._caches = None  # freed before the new ones are made
@@ -104,13 +105,14 @@ class Engine:
         decode.empty_caches(self._model, *shape, self._dtype, placed),
       )
 
-    def local(weights, ids, prefix, prompts, caches):
+    def local(weights, ids, draws, prefix, prompts, caches):
       return decode.generate(
         self._model,
-        self._decoding,
+        decoding,
         weights,
         self._in_axes,
         ids,
+        draws,
         prefix,
         prompts,
         caches,
@@ -120,21 +122,23 @@ class Engine:
     sharded = jax.shard_map(
       local,
       mesh=self._mesh,
-      in_specs=(self._weight_specs, _MEMBERS, _MEMBERS, replicated, _MEMBERS),
+      in_specs=(self._weight_specs, *[_MEMBERS] * 3, replicated, _MEMBERS),
       out_specs=_MEMBERS,
     )
     caches, self._caches = self._caches[1], None
     sizes = dict(zip(('members', 'prompts', 'slots'), shape, strict=True))
     generated, caches = self._call(
-      'generation', sizes, sharded, (4,), weights, member_ids, prefix,
-      prompts, caches,
+      'generation', decoding, sizes, sharded, (5,), weights, member_ids, draws,
+      prefix, prompts, caches,
     )  # fmt: skip
     self._caches = shape, caches
     return generated
 
-  def _call(self, name, sizes, fn, donated, *args):
+  def _call(self, name, rule, sizes, fn, donated, *args):
     """Runs the program of that name and sizes, compiled at its first call."""
-    key = name, *sizes.values()
+    # Shapes of the prefix, too, make another program.
+    shapes = [jnp.shape(array) for array in jax.tree.leaves(args)]
+    key = name, rule, *shapes
     if key not in self._programs:
       start = time.perf_counter()
       lowered = jax.jit(fn, donate_argnums=donated, keep_unused=True).lower(
@@ -161,17 +165,23 @@ class Engine:
 _MEMBERS = PartitionSpec(sharding.MEMBERS)
 
 
-def answer_all(engine: Engine, batches: Sequence[decode.Prompts]) -> Any:
+def answer_all(
+  engine: Engine,
+  decoding: decode.Decoding,
+  prefix: Sequence[int],
+  batches: Sequence[decode.Prompts],
+) -> Any:
   """A `population.Step` that answers all batches with the members given.
 
   The results are a tuple of `decode.Generated`, one for each batch.
   """
   batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
 
-  def step(weights: Tree, member_ids: jax.Array) -> tuple:
-    prefix = engine.prefill(weights)
+  def step(weights: Tree, member_ids: jax.Array, draws: jax.Array) -> tuple:
+    before = engine.prefill(weights, prefix)
     return tuple(
-      engine.generate(weights, member_ids, prefix, batch) for batch in batches
+      engine.generate(decoding, weights, member_ids, draws, before, batch)
+      for batch in batches
     )
 
   return step

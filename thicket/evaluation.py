@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from thicket import decode
+from thicket import decode, sampling
 from thicket.blocks import Block
 from thicket.models.tokenizer import Tokenizer, stop_table, truncate
 from thicket.tasks import base as tasks
@@ -27,18 +27,27 @@ class Questions:
   Attributes:
     split: its name in the ledger.
     examples: its rows.
-    batches: the prompts behind the shared prefix; their `prompt` counts
-      `examples`.
+    suffixes: the tokens of each prompt behind the shared prefix.
+    rows: B, prompts in a batch.
+    pad_id: the token on the left of short prompts.
   """
 
   split: str
   examples: tuple[tasks.Example, ...]
-  batches: list[decode.Prompts]
+  suffixes: tuple[tuple[int, ...], ...]
+  rows: int
+  pad_id: int
 
   @property
   def row_ids(self) -> np.ndarray:
     """int64 [r], the ledger's keys of the rows."""
     return np.array([example.row_id for example in self.examples], np.int64)
+
+  def batches(self, which: np.ndarray | None = None) -> list[decode.Prompts]:
+    """Batches of all prompts, or of those `which` names by their index."""
+    return decode.batches(
+      self.suffixes, self.row_ids, self.rows, self.pad_id, which
+    )
 
 
 def prepare(
@@ -93,9 +102,9 @@ def prepare(
     split: Questions(
       split,
       tuple(splits[split]),
-      decode.batches(
-        [tokens[shared:] for tokens in prompts], rows, tokenizer.pad_id
-      ),
+      tuple(tuple(tokens[shared:]) for tokens in prompts),
+      rows,
+      tokenizer.pad_id,
     )
     for split, prompts in encoded.items()
   }
@@ -108,7 +117,7 @@ def decoding(
   *,
   vocab_size: int,
   max_new_tokens: int,
-  choose: decode.Choose = decode.greedy,
+  choose: sampling.Choose = sampling.greedy,
 ) -> decode.Decoding:
   """Generation as a task wants it: its stop strings, its tokenizer's stops.
 
@@ -136,62 +145,64 @@ class Judge:
   A text is judged once for each question, however many members write it.
   """
 
-  def __init__(
-    self, task: tasks.Task, tokenizer: Tokenizer, *, keep_texts: bool = False
-  ):
-    """Takes the task's rules; `keep_texts` stores the answers' text too."""
+  def __init__(self, task: tasks.Task, tokenizer: Tokenizer):
+    """Takes the task's rules and the tokenizer that spells answers."""
     self._task, self._tokenizer = task, tokenizer
-    self._keep_texts = keep_texts
     self._memo: dict[tuple[int, bytes], tuple[tasks.Judgement, str]] = {}
 
   def __call__(
     self,
     questions: Questions,
-    member_ids: np.ndarray,
+    which: np.ndarray,
+    batches: Sequence[decode.Prompts],
     generated: Sequence[decode.Generated],
-  ) -> Block:
-    """Judges what some members answered to all questions of a split.
+    member_ids: np.ndarray,
+    draws: np.ndarray,
+    *,
+    keep_texts: bool = False,
+  ) -> list[Block]:
+    """Judges what some members answered to some questions of a split.
 
     Args:
       questions: the split.
+      which: [r], indices of the questions.
+      batches: what `questions.batches(which)` gave.
+      generated: one for each batch, arrays [m, B, ...].
       member_ids: [m].
-      generated: one for each of the split's batches, arrays [m, B, ...].
+      draws: [m], which of its answers each member gave.
+      keep_texts: put the texts into the blocks.
 
     Returns:
-      The block [m, r, 1].
+      For each of the m a block [1, r, 1].
     """
-    m, r = len(member_ids), len(questions.examples)
-    judged = np.empty((m, r), object)
+    place = {int(prompt): i for i, prompt in enumerate(which)}
+    m, r = len(member_ids), len(place)
+    judged: list[list] = [[None] * r for _ in range(m)]
     num_tokens = np.zeros((m, r), np.int32)
     truncated = np.zeros((m, r), bool)
-    for batch, answers in zip(questions.batches, generated, strict=True):
+    for batch, answers in zip(batches, generated, strict=True):
       live = np.flatnonzero(batch.live)
-      where = batch.prompt[live]
+      where = [place[int(prompt)] for prompt in batch.prompt[live]]
       num_tokens[:, where] = answers.length[:, live]
       truncated[:, where] = ~answers.stopped[:, live]
       for row, i in zip(live, where, strict=True):
+        example = questions.examples[batch.prompt[row]]
         for member in range(m):
           tokens = answers.tokens[member, row, : answers.length[member, row]]
-          judged[member, i] = self._judge(questions.examples[i], tokens)
-    flat = [item for row in judged for item in row]
-    results = [result for result, _ in flat]
-    table = sorted({x.answer for x in results if x.answer is not None})
-    index = {None: -1} | {answer: i for i, answer in enumerate(table)}
-    column = lambda values, dtype: np.array(values, dtype).reshape(m, r, 1)
-    return Block(
-      members=np.asarray(member_ids, np.int32),
-      rows=questions.row_ids,
-      draws=np.zeros(1, np.int32),
-      seen=np.ones((m, r, 1), bool),
-      reward=column([x.reward for x in results], np.float32),
-      lenient=column([x.lenient_reward for x in results], np.float32),
-      correct=column([x.is_correct for x in results], bool),
-      answer=column([index[x.answer] for x in results], np.int32),
-      num_tokens=num_tokens[..., None],
-      truncated=truncated[..., None],
-      answers=tuple(table),
-      texts=tuple(text for _, text in flat) if self._keep_texts else None,
-    )
+          judged[member][i] = self._judge(example, tokens)
+    row_ids = questions.row_ids[which]
+    return [
+      _block(
+        int(member_ids[i]),
+        int(draws[i]),
+        row_ids,
+        [judgement for judgement, _ in judged[i]],
+        [text for _, text in judged[i]] if keep_texts else None,
+        num_tokens[i],
+        truncated[i],
+      )
+      for i in range(m)
+    ]
 
   def _judge(
     self, example: tasks.Example, tokens: np.ndarray
@@ -207,3 +218,35 @@ class Judge:
       text = truncate(text, self._task.stop_strings)
       self._memo[key] = tasks.judge(self._task, text, example), text
     return self._memo[key]
+
+
+def _block(
+  member: int,
+  draw: int,
+  row_ids: np.ndarray,
+  judged: Sequence[tasks.Judgement],
+  texts: Sequence[str] | None,
+  num_tokens: np.ndarray,
+  truncated: np.ndarray,
+) -> Block:
+  """One answer of one member to each of r questions, as a block [1, r, 1]."""
+  said = {x.answer for x in judged} | {x.lenient_answer for x in judged}
+  table = sorted(said - {None})
+  index = {None: -1} | {answer: i for i, answer in enumerate(table)}
+  column = lambda values, dtype: np.array(values, dtype).reshape(1, -1, 1)
+  return Block(
+    members=np.array([member], np.int32),
+    rows=row_ids,
+    draws=np.array([draw], np.int32),
+    seen=np.ones((1, len(judged), 1), bool),
+    reward=column([x.reward for x in judged], np.float32),
+    lenient=column([x.lenient_reward for x in judged], np.float32),
+    correct=column([x.is_correct for x in judged], bool),
+    lenient_correct=column([x.is_lenient_correct for x in judged], bool),
+    answer=column([index[x.answer] for x in judged], np.int32),
+    lenient_answer=column([index[x.lenient_answer] for x in judged], np.int32),
+    num_tokens=column(num_tokens, np.int32),
+    truncated=column(truncated, bool),
+    answers=tuple(table),
+    texts=None if texts is None else tuple(texts),
+  )

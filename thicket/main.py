@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from thicket import arguments, run
+from thicket import arguments, report, run
 from thicket.models.gguf import ModelFileError
 from thicket.models.tokenizer import TokenizerError
 
@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
     _say(f'finished members are kept in {job.workdir}; resume with\n  {resume}')
     return EXIT_INTERRUPTED if interrupted else EXIT_BAD_INPUT
   size = f'--config.population.size={4 * job.plan.population.size}'
-  print(f'\nsummary   {job.workdir / "summary.json"}')
+  print(f'\nreport    {job.workdir / report.PAGE}')
+  print(f'summary   {job.workdir / report.SUMMARY}')
   print(f'ledger    {job.workdir / "ledger"}')
   print(f'resume    {resume}')
   print(f'enlarge   {arguments.command(sys.argv, size)}')

@@ -23,9 +23,9 @@ from thicket.blocks import BASE
 from thicket.perturb import Perturber
 
 Tree = Any
-# (weights [M, ...], int32 ids [M]) -> tree of arrays [M, ...], dispatched.
-# Results must not be the weights themselves: their memory is used again.
-Step = Callable[[Tree, jax.Array], Tree]
+# (weights [M, ...], int32 ids [M], int32 draws [M]) -> tree of arrays [M, ...],
+# dispatched. Results must not be the weights: their memory is used again.
+Step = Callable[[Tree, jax.Array, jax.Array], Tree]
 
 
 class PopulationError(ValueError):
@@ -107,42 +107,64 @@ class Members:
     self._perturber, self._population, self._mesh = perturber, population, mesh
     self._chunk = per_device * sharding.num_devices(mesh)
     self._buffers: Tree | None = None
+    self._held: np.ndarray | None = None  # ids of the members in the buffers
 
   def run(
-    self, member_ids: Sequence[int] | np.ndarray, step: Step
-  ) -> Iterator[tuple[np.ndarray, Tree]]:
-    """Yields (ids [m], results on the host, arrays [m, ...]) chunk by chunk.
+    self,
+    member_ids: Sequence[int] | np.ndarray,
+    step: Step,
+    draws: Sequence[int] | np.ndarray | None = None,
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, Tree]]:
+    """Takes members through a step; a member may occur once for each draw.
 
-    The last chunk is filled with the base, whose results are dropped, so that
-    every chunk has one shape. Chunks come in order; the results of one are
-    yielded when the next has been dispatched.
+    Args:
+      member_ids: [n].
+      step: what is dispatched on a chunk of them.
+      draws: [n], handed to the step; 0 by default.
+
+    Yields:
+      (ids [m], draws [m], results on the host, arrays [m, ...]), chunk by
+      chunk in order, the results of one when the next has been dispatched.
+      The last chunk is filled with the base, whose results are dropped, so
+      that every chunk has one shape.
     """
     ids = np.asarray(member_ids, np.int32)
+    draws = np.zeros_like(ids) if draws is None else np.asarray(draws, np.int32)
     ahead = None
     for start in range(0, len(ids), self._chunk):
       chunk = ids[start : start + self._chunk]
-      fill = np.full(self._chunk - len(chunk), BASE, np.int32)
-      results = self._dispatch(np.append(chunk, fill), step)
+      draw = draws[start : start + self._chunk]
+      fill = self._chunk - len(chunk)
+      results = self._dispatch(
+        np.append(chunk, np.full(fill, BASE, np.int32)),
+        np.append(draw, np.zeros(fill, np.int32)),
+        step,
+      )
       if ahead is not None:
         yield self._collect(*ahead)
-      ahead = chunk, results
+      ahead = chunk, draw, results
     if ahead is not None:
       yield self._collect(*ahead)
 
-  def _dispatch(self, chunk: np.ndarray, step: Step) -> Tree:
+  def _dispatch(self, chunk: np.ndarray, draws: np.ndarray, step: Step) -> Tree:
     # Taken before it is donated: were the step interrupted, the next run
     # would otherwise be handed deleted arrays.
-    buffers, self._buffers = self._buffers, None
-    if buffers is None:
-      buffers = self._perturber.buffers(self._chunk)
-    sigmas = self._population.sigma(chunk)
-    weights = self._perturber.write(chunk, sigmas, buffers)
-    ids = sharding.spread(self._mesh, chunk)
-    results = step(weights, ids)
+    weights, self._buffers = self._buffers, None
+    if weights is None:
+      weights, self._held = self._perturber.buffers(self._chunk), None
+    # The draws of one member need its weights only once.
+    if self._held is None or not np.array_equal(self._held, chunk):
+      self._held = None
+      sigmas = self._population.sigma(chunk)
+      weights = self._perturber.write(chunk, sigmas, weights)
+      self._held = chunk
+    ids, draws = (sharding.spread(self._mesh, x) for x in (chunk, draws))
+    results = step(weights, ids, draws)
     self._buffers = weights
     return results
 
   @staticmethod
-  def _collect(chunk: np.ndarray, results: Tree) -> tuple[np.ndarray, Tree]:
+  def _collect(chunk: np.ndarray, draws: np.ndarray, results: Tree) -> tuple:
     host = jax.device_get(results)
-    return chunk, jax.tree.map(lambda array: array[: len(chunk)], host)
+    kept = jax.tree.map(lambda array: array[: len(chunk)], host)
+    return chunk, draws, kept

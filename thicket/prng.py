@@ -202,7 +202,7 @@ def words(key: tuple[Words, Words], index: tuple[Words, Words]) -> Words:
   return first ^ second
 
 
-def _log(y: jax.Array) -> jax.Array:
+def log(y: jax.Array) -> jax.Array:
   """Natural logarithm of normal float32 numbers, to 1 unit in the last place.
 
   Cephes' logf without its special cases: y = 2**e * (1 + f), 1 + f between
@@ -237,7 +237,7 @@ def erf_inv(x: jax.Array, factor: float = 1.0) -> jax.Array:
   The factor goes into the coefficients: left as a product, XLA would move it
   to whatever the result is multiplied by, in some shapes and not in others.
   """
-  w = -_log((np.float32(1) - x) * (np.float32(1) + x))
+  w = -log((np.float32(1) - x) * (np.float32(1) + x))
   centre = _horner([factor * c for c in _CENTRE], w - np.float32(2.5))
   tail = _horner([factor * c for c in _TAIL], jnp.sqrt(w) - np.float32(3))
   return jnp.where(w < np.float32(5), centre, tail) * x

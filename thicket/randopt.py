@@ -143,8 +143,8 @@ def search(
   ledger = Ledger.in_memory({'seed': seed, 'sigmas': list(map(float, sigmas))})
   score_step = step(rewards)
   for ids in ([BASE], population.ids()):
-    for chunk, found in members.run(
-      ids, lambda weights, _: score_step(weights, data)
+    for chunk, _, found in members.run(
+      ids, lambda weights, *_: score_step(weights, data)
     ):
       ledger.append('selection', _block(chunk, found))
   rows = ledger.view('selection').reward[:, :, 0]
@@ -153,9 +153,9 @@ def search(
   output_step = step(outputs)
 
   def ensemble(batch: Tree) -> Tree:
-    chunks = selected.run(best, lambda weights, _: output_step(weights, batch))
+    chunks = selected.run(best, lambda weights, *_: output_step(weights, batch))
     return jax.tree.map(
-      lambda *parts: np.concatenate(parts), *[found for _, found in chunks]
+      lambda *parts: np.concatenate(parts), *[found for *_, found in chunks]
     )
 
   return Result(
@@ -223,7 +223,9 @@ def _block(member_ids: np.ndarray, rewards: np.ndarray) -> Block:
     reward=rewards[..., None],
     lenient=rewards[..., None],
     correct=np.zeros(shape, bool),
+    lenient_correct=np.zeros(shape, bool),
     answer=np.full(shape, -1, np.int32),
+    lenient_answer=np.full(shape, -1, np.int32),
     num_tokens=np.zeros(shape, np.int32),
     truncated=np.zeros(shape, bool),
     answers=(),

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run on a language model, from the configuration to the summary.
+"""A language model that answers whatever a comparison asks for.
 
-RandOpt (arXiv 2603.12228, algorithm 1): score the base and N members on the
-selection rows, keep the K best, let them vote on rows that nothing was chosen
-on. Finished ranges of members are saved as they come and skipped by the next
-run of the same recipe.
+What is asked for is generated where it is missing, judged and saved, in ranges
+as they finish; what is stored already is only read. So a killed run, a larger
+population or one more control costs what is new.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,28 +23,37 @@ from absl import logging
 from rich.console import Console
 
 from thicket import (
+  decode,
   engine,
   evaluation,
   perturb,
+  ranking,
   report,
-  selection,
+  sampling,
   sharding,
   tasks,
   trees,
 )
 from thicket.blocks import Block
-from thicket.ledger import (
-  Ledger,
-  LedgerError,
-  uninterrupted,
-  write_atomically,
-)
+from thicket.ledger import Ledger, LedgerError, uninterrupted
 from thicket.models import hub
 from thicket.models.load import load
-from thicket.plan import ConfigError, make_plan, make_recipe
-from thicket.population import BASE, Members, PopulationError
+from thicket.plan import Condition, ConfigError, make_plan, make_recipe
+from thicket.population import Members, PopulationError
 from thicket.progress import tally
 from thicket.recipe import recipe_hash
+from thicket.stored import SPLITS, save_plan
+from thicket.summary import Summary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Desk:
+  """What answering under one condition needs."""
+
+  ledger: Ledger
+  questions: dict[str, evaluation.Questions]
+  prefix: list[int]
+  decoding: decode.Decoding
 
 
 class Run:
@@ -93,21 +101,14 @@ class Run:
       )
     except ValueError as error:
       raise ConfigError(f'population.only, population.skip: {error}') from error
-    recipe = make_recipe(config, self.plan, model)
+    recipe = make_recipe(config, self.plan, model, self.plan.greedy)
     if workdir is None:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
     self.workdir = pathlib.Path(workdir)
-    splits = self.plan.splits
-    prefix, self._questions = evaluation.prepare(
-      self.plan.task,
-      model.tokenizer,
-      {'selection': splits.selection, 'test': splits.test},
-      rows=config.decode.rows,
-      max_new_tokens=self.plan.max_new_tokens,
-      context_length=model.decoder.config.context_length,
-    )
-    self._ledger = Ledger.open(self.workdir / 'ledger', recipe)
+    self._desks: dict[Condition, _Desk] = {}
+    self._desk(self.plan.greedy)
+    save_plan(self.workdir, config, self.plan)
     mesh = sharding.make_mesh()
     perturber = perturb.Perturber(
       sharding.replicate(mesh, model.params),
@@ -120,94 +121,163 @@ class Run:
     )
     self._engine = engine.Engine(
       model.decoder,
-      evaluation.decoding(
-        self.plan.task,
-        model.tokenizer,
-        vocab_size=model.decoder.config.vocab_size,
-        max_new_tokens=self.plan.max_new_tokens,
-      ),
       mesh=mesh,
       in_axes=perturber.in_axes,
-      prefix=prefix,
       dtype=jax.tree.leaves(model.params)[0].dtype,
     )
     self._members = Members(
       perturber, self.plan.population, mesh, config.run.members_per_device
     )
-    self._judge = evaluation.Judge(
-      self.plan.task, model.tokenizer, keep_texts=config.run.keep_texts
-    )
-    self._work = {'members': 0, 'tokens': 0, 'seconds': 0.0}
+    self._judge = evaluation.Judge(self.plan.task, model.tokenizer)
+    self._ours: set[tuple[Condition, str, int, int]] = set()
+    self._work = {'answers': 0, 'tokens': 0, 'seconds': 0.0}
 
-  def finish(self) -> report.Summary:
-    """Scores, selects, votes, prints the tables and writes summary.json.
+  def finish(self) -> Summary:
+    """Searches, compares and reports; the files land in the work folder.
 
-    Whatever interrupts it, judged members are saved first.
+    Whatever interrupts it, judged answers are saved first.
     """
-    population, sizes = self.plan.population, self.plan.sizes
-    self._answer('selection', [BASE], 'base on selection')
-    self._answer('selection', population.ids(), 'members on selection')
-    scored = self._view('selection', [BASE, *population.ids()])
-    chosen = report.selection_summary(scored, population)
-    self.console.print('', report.selection_table(chosen), '', sep='\n')
+    return report.tell(self, self.plan, self.workdir, self.console, self._facts)
 
-    member_scores = report.scores(scored)[1:]  # the base stands first
-    best = selection.top_k(member_scores, sizes[-1])
-    ranked = [int(i) for i in best]
-    self._answer('test', [BASE], 'base on test')
-    self._answer('test', sorted(ranked), f'{len(ranked)} selected on test')
-    tested = self._view('test', [BASE, *sorted(ranked)])
-    test = report.test_summary(
-      self.plan.task, self.plan.splits.test, tested, ranked, sizes
+  def get(
+    self,
+    condition: Condition,
+    split: str,
+    members: Sequence[int],
+    draws: Sequence[int] = (0,),
+    *,
+    rows: int | None = None,
+    label: str = '',
+  ) -> Block:
+    """The answers of members to a split's questions, made where missing.
+
+    Args:
+      condition: under which they answer.
+      split: selection, validation or test.
+      members: ids; `BASE` for the base.
+      draws: which of several answers to each question.
+      rows: how many questions, the first; by default all.
+      label: says in the progress what this is for.
+
+    Returns:
+      The block [m, r, d], members sorted.
+    """
+    desk = self._desk(condition)
+    row_ids = desk.questions[split].row_ids[:rows]
+    seen = desk.ledger.seen(split, members, row_ids, draws)  # [m, r, d]
+    is_done = seen.all(axis=1)
+    label = label or f'{len(members)} members on {split}'
+    unit = lambda i, j: (condition, split, int(members[i]), int(draws[j]))
+    # What this run generated itself is no news.
+    known = sum(unit(i, j) not in self._ours for i, j in np.argwhere(is_done))
+    if known:
+      self.console.print(f'{label}: {known} of {is_done.size} stored')
+    todo: dict[bytes, list[tuple[int, int]]] = {}
+    for i, j in np.argwhere(~is_done):
+      missing = ~seen[i, :, j]
+      todo.setdefault(missing.tobytes(), []).append((members[i], draws[j]))
+      self._ours.add(unit(i, j))
+    for missing, units in todo.items():
+      which = np.flatnonzero(np.frombuffer(missing, bool))
+      self._generate(desk, condition, split, which, units, label)
+    return desk.ledger.view(split, members, row_ids, draws)
+
+  def held(
+    self, condition: Condition, split: str, members: Sequence[int]
+  ) -> Block:
+    """What is stored of the first draws of members, nothing generated."""
+    desk = self._desk(condition)
+    return desk.ledger.view(split, members, desk.questions[split].row_ids, (0,))
+
+  def _desk(self, condition: Condition) -> _Desk:
+    if condition in self._desks:
+      return self._desks[condition]
+    plan, model = self.plan, self._model
+    task = dataclasses.replace(plan.task, prompt_template=condition.template)
+    # First, as it checks that all prompts fit.
+    prefix, questions = evaluation.prepare(
+      task,
+      model.tokenizer,
+      {split: getattr(plan.splits, split) for split in SPLITS},
+      rows=self.config.decode.rows,
+      max_new_tokens=plan.max_new_tokens,
+      context_length=model.decoder.config.context_length,
     )
-    self.console.print('', report.test_table(test), '', sep='\n')
+    recipe = make_recipe(self.config, plan, model, condition)
+    self._desks[condition] = _Desk(
+      Ledger.open(self.workdir / 'ledger' / condition.folder, recipe),
+      questions,
+      prefix,
+      evaluation.decoding(
+        task,
+        model.tokenizer,
+        vocab_size=model.decoder.config.vocab_size,
+        max_new_tokens=plan.max_new_tokens,
+        choose=sampling.sampler(
+          plan.population.seed,
+          condition.temperature,
+          condition.top_k,
+          condition.top_p,
+        ),
+      ),
+    )
+    return self._desks[condition]
 
-    summary = {
-      'recipe': self._ledger.recipe,
-      'effective_sigmas': self._effective_sigmas(),
-      'selection': chosen,
-      'selected': [
-        {
-          'member': i,
-          'sigma': float(population.sigma([i])[0]),
-          'score': float(member_scores[i]),
-        }
-        for i in ranked
-      ],
-      'test': test,
-      'work': self._work_summary(scored, tested),
-    }
-    path = self.workdir / 'summary.json'
-    with _disk_errors(path):
-      write_atomically(path, json.dumps(summary, indent=2))
-    self.console.print(_work_line(summary['work']))
-    return summary
-
-  def _view(self, split: str, ids: Sequence[int]) -> Block:
-    return self._ledger.view(split, ids, self._questions[split].row_ids)
-
-  def _answer(self, split: str, ids: Sequence[int], label: str) -> None:
-    """Has the members answer the split's questions, unless they have before."""
-    questions = self._questions[split]
-    seen = self._ledger.seen(split, ids, questions.row_ids).all(axis=(1, 2))
-    todo = np.asarray(ids, np.int32)[~seen]
-    if seen.any():
-      self.console.print(f'{label}: {seen.sum()} of {len(seen)} are stored')
-    if not todo.size:
-      return
-    step = engine.answer_all(self._engine, questions.batches)
-    size = self.config.run.members_per_range
-    saver = _Saver(self._ledger, split, size, self._log)
+  def _generate(
+    self,
+    desk: _Desk,
+    condition: Condition,
+    split: str,
+    which: np.ndarray,
+    units: Sequence[tuple[int, int]],
+    label: str,
+  ) -> None:
+    """Has (member, draw) units answer the questions with these indices."""
+    questions = desk.questions[split]
+    batches = questions.batches(which)
+    step = engine.answer_all(self._engine, desk.decoding, desk.prefix, batches)
+    keep_texts = self.config.run.keep_texts in (split, 'all')
+    saver = _Saver(
+      desk.ledger,
+      split,
+      self.config.run.members_per_range,
+      lambda blocks: self._log(condition, split, blocks),
+    )
     start, compiled = time.monotonic(), self._engine.compile_s
-    with tally(self.console, label, len(todo)) as progress, saver:
-      for chunk, generated in self._members.run(todo, step):
-        block = self._judge(questions, chunk, generated)
-        saver.add(block)
-        progress.advance(len(chunk))
-        self._work['members'] += len(chunk)
-        self._work['tokens'] += int(block.num_tokens.sum())
+    members, draws = zip(*units, strict=True)
+    with tally(self.console, label, len(units)) as progress, saver:
+      for ids, numbers, generated in self._members.run(members, step, draws):
+        blocks = self._judge(
+          questions, which, batches, generated, ids, numbers,
+          keep_texts=keep_texts,
+        )  # fmt: skip
+        saver.add(blocks)
+        progress.advance(len(blocks))
+        self._work['answers'] += len(blocks) * len(which)
+        self._work['tokens'] += sum(int(b.num_tokens.sum()) for b in blocks)
     compiling = self._engine.compile_s - compiled
     self._work['seconds'] += time.monotonic() - start - compiling
+
+  def _facts(self) -> dict[str, Any]:
+    """What only the model or this process can say; ends up in the summary."""
+    work, seconds = self._work, self._work['seconds']
+    spent = ranking.Cost()
+    for desk in self._desks.values():
+      for split in desk.ledger.splits:
+        spent += ranking.cost(desk.ledger.view(split))
+    return {
+      'recipe': self._desk(self.plan.greedy).ledger.recipe,
+      'effective_sigmas': self._effective_sigmas(),
+      'work': {
+        'stored': dataclasses.asdict(spent),
+        'this_run': {
+          **work,
+          'compile_seconds': self._engine.compile_s,
+          'tokens_per_second': work['tokens'] / seconds if seconds else None,
+        },
+        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      },
+    }
 
   def _effective_sigmas(self) -> list[dict[str, Any]]:
     """How far each tensor really moves, for the first member of each sigma."""
@@ -219,66 +289,45 @@ class Run:
     )
     found = []
     first = range(min(len(population.sigmas), population.size))
-    for ids, moved in self._members.run(
-      first, lambda weights, _: rms(model.params, weights)
+    for ids, _, moved in self._members.run(
+      first, lambda weights, *_: rms(model.params, weights)
     ):
       for i, sigma in enumerate(population.sigma(ids)):
         tensors = {name: float(values[i]) for name, values in moved.items()}
         found.append({'sigma': float(sigma), 'tensors': tensors})
     return found
 
-  def _log(self, split: str, block: Block) -> None:
-    """Adds a line for each saved member to metrics.jsonl, to plot from."""
+  def _log(
+    self, condition: Condition, split: str, blocks: Sequence[Block]
+  ) -> None:
+    """Adds a line for each saved answer set to metrics.jsonl, to plot from."""
     lines = []
-    for i, score in zip(block.members, report.scores(block), strict=True):
-      one = report.member(block, i)
+    for block in blocks:
+      member = int(block.members[0])
       line = {
+        'condition': condition.folder,
         'split': split,
-        'member': int(i),
-        'sigma': float(self.plan.population.sigma([i])[0]),
-        'score': float(score),
-        'accuracy': float(one.correct.mean()),
-        'tokens': int(one.num_tokens.sum()),
+        'member': member,
+        'sigma': float(self.plan.population.sigma([member])[0]),
+        'draw': int(block.draws[0]),
+        'rows': block.reward.size,
+        'score': float(block.reward.mean(dtype=np.float64)),
+        'accuracy': float(block.correct.mean()),
+        'tokens': int(block.num_tokens.sum()),
       }
       lines.append(json.dumps(line) + '\n')
     path = self.workdir / 'metrics.jsonl'
-    with (
-      _disk_errors(path),
-      open(path, 'a', encoding='utf-8') as file,
-    ):
-      file.writelines(lines)
-
-  def _work_summary(self, scored: Block, tested: Block) -> dict[str, Any]:
-    work = self._work
-    seconds = work['seconds']
-    return {
-      'generated_tokens': {
-        'selection': int(scored.num_tokens.sum()),
-        'test': int(tested.num_tokens.sum()),
-      },
-      'this_run': {
-        **work,
-        'compile_seconds': self._engine.compile_s,
-        'tokens_per_second': work['tokens'] / seconds if seconds else None,
-      },
-      'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    }
-
-
-def _work_line(work: dict[str, Any]) -> str:
-  stored, ours = work['generated_tokens'], work['this_run']
-  line = f'Generated {sum(stored.values()):,} tokens in all'
-  if ours['members']:
-    line += (
-      f'; this run {ours["tokens"]:,} in {ours["seconds"]:.0f} s, '
-      f'{ours["tokens_per_second"]:.0f} tokens/s, and '
-      f'{ours["compile_seconds"]:.0f} s of compiling'
-    )
-  return f'{line} ({work["devices"]}).'
+    try:
+      with open(path, 'a', encoding='utf-8') as file:
+        file.writelines(lines)
+    except OSError as error:
+      raise LedgerError(
+        f'{path}: cannot be written: {error.strerror}'
+      ) from error
 
 
 class _Saver:
-  """Saves judged members in ranges of a size that no chunk size changes.
+  """Saves judged answers in ranges of a size that no chunk size changes.
 
   Left by an exception, Ctrl-C too, it saves the unfinished range first.
   """
@@ -288,53 +337,37 @@ class _Saver:
     ledger: Ledger,
     split: str,
     size: int,
-    saved: Callable[[str, Block], None],
+    saved: Callable[[Sequence[Block]], None],
   ):
     self._ledger, self._split, self._size = ledger, split, size
     self._saved = saved
-    self._start_over()
+    self._pile: list[Block] = []
 
-  def _start_over(self):
-    # The ledger merges blocks already: one in memory is the pile.
-    self._pile = Ledger.in_memory(self._ledger.recipe)
-    self._ids: list[int] = []
-
-  def add(self, block: Block) -> None:
-    self._pile.append(self._split, block)
-    self._ids += block.members.tolist()
-    while len(self._ids) >= self._size:
+  def add(self, blocks: Sequence[Block]) -> None:
+    self._pile += blocks
+    while len(self._pile) >= self._size:
       self._save(self._size)
 
   def _save(self, number: int) -> None:
-    ids, rest = self._ids[:number], self._ids[number:]
-    pile = self._pile
-    block = pile.view(self._split, ids)
     with uninterrupted():  # the ledger, the metrics and the pile agree
+      blocks = self._pile[:number]
+      whole = Ledger.in_memory(self._ledger.recipe)
+      for block in blocks:
+        whole.append(self._split, block)
       try:
-        self._ledger.append(self._split, block)
+        self._ledger.append(self._split, whole.view(self._split))
       except LedgerError:
-        self._start_over()  # not to be tried again on the way out
+        self._pile = []  # not to be tried again on the way out
         raise
-      self._start_over()
-      if rest:
-        self._pile.append(self._split, pile.view(self._split, rest))
-        self._ids = rest
-      self._saved(self._split, block)
+      del self._pile[:number]
+      self._saved(blocks)
 
   def __enter__(self) -> _Saver:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    if self._ids:
-      self._save(len(self._ids))
-
-
-@contextlib.contextmanager
-def _disk_errors(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise LedgerError(f'{path}: cannot be written: {error.strerror}') from error
+    if self._pile:
+      self._save(len(self._pile))
 
 
 USER_ERRORS = (

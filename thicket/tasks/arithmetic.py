@@ -41,8 +41,14 @@ class Arithmetic(base.Task):
     TaskError: operators is empty, repeats one or holds an unknown one.
   """
 
+  prompt_templates: ClassVar[tuple[str, ...]] = (
+    'What is {question}? Answer with a number.',
+    '{question} =',
+    'Calculate {question}. Reply with the result only.',
+  )
+
   operators: str = OPERATORS
-  prompt_template: str = 'What is {question}? Answer with a number.'
+  prompt_template: str = prompt_templates[0]
   max_new_tokens: int = 24
 
   name: ClassVar[str] = 'arithmetic'

@@ -50,11 +50,16 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-  """Three disjoint lists of rows: to select, to validate and to test on."""
+  """Three disjoint lists of rows: to select, to validate and to test on.
+
+  Fields:
+    source: SHA-256 in hex over all rows that these were taken from.
+  """
 
   selection: tuple[Example, ...]
   validation: tuple[Example, ...]
   test: tuple[Example, ...]
+  source: str = ''
 
 
 class Task(Protocol):
@@ -67,6 +72,8 @@ class Task(Protocol):
     max_new_tokens: tokens after which a response is cut.
     stop_strings: a response ends before the first of these.
     prompt_template: holds `{question}`; its hash is part of the recipe.
+    prompt_templates: templates to choose from; the first is the default of
+      prompt_template, and none means that there is only prompt_template.
   """
 
   name: str
@@ -75,6 +82,7 @@ class Task(Protocol):
   max_new_tokens: int
   stop_strings: tuple[str, ...]
   prompt_template: str
+  prompt_templates: tuple[str, ...] = ()
 
   def prompt(self, example: Example) -> str:
     """The user's text; a chat template is put around it elsewhere."""
@@ -126,12 +134,17 @@ class Parsed(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """What one answer is worth; `answer` is the strict one, None if abstained."""
+  """What one response is worth; an answer of None abstains.
+
+  Fields without `lenient` in their names follow the strict rule.
+  """
 
   reward: float
   lenient_reward: float
   is_correct: bool
   answer: str | None
+  lenient_answer: str | None
+  is_lenient_correct: bool
 
 
 def judge(task: Task, response: str, example: Example) -> Judgement:
@@ -142,13 +155,19 @@ def judge(task: Task, response: str, example: Example) -> Judgement:
   """
   lenient = judge_answer(task, task.extract_lenient(response), example)
   strict = judge_answer(task, task.extract(response), example)
-  return dataclasses.replace(strict, lenient_reward=lenient.reward)
+  return dataclasses.replace(
+    strict,
+    lenient_reward=lenient.reward,
+    lenient_answer=lenient.answer,
+    is_lenient_correct=lenient.is_correct,
+  )
 
 
 def judge_answer(task: Task, answer: str | None, example: Example) -> Judgement:
   """Judges an answer that is already normalised, such as a vote's.
 
-  There is no response to be lenient about: both rewards are equal.
+  There is no response to be lenient about: what is strict and what is lenient
+  are equal.
 
   Raises:
     TaskError: the task gave a reward outside its own range.
@@ -160,21 +179,27 @@ def judge_answer(task: Task, answer: str | None, example: Example) -> Judgement:
       f'{task.name}, row {example.row_id}: reward {reward} for answer '
       f'{answer!r} is outside reward_range [{low}, {high}]'
     )
+  is_correct = bool(task.is_correct(answer, example))
   return Judgement(
     reward=reward,
     lenient_reward=reward,
-    is_correct=bool(task.is_correct(answer, example)),
+    is_correct=is_correct,
     answer=answer,
+    lenient_answer=answer,
+    is_lenient_correct=is_correct,
   )
 
 
 def check_settings(task: Task) -> None:
   """Raises TaskError where a setting that users may change makes no sense."""
-  if task.prompt_template.count(PLACEHOLDER) != 1:
-    raise TaskError(
-      f'{task.name}: prompt_template={task.prompt_template!r} must hold '
-      f'{PLACEHOLDER} once'
-    )
+  templates = {'prompt_template': task.prompt_template}
+  for i, template in enumerate(task.prompt_templates):
+    templates[f'prompt_templates[{i}]'] = template
+  for name, template in templates.items():
+    if template.count(PLACEHOLDER) != 1:
+      raise TaskError(
+        f'{task.name}: {name}={template!r} must hold {PLACEHOLDER} once'
+      )
   if task.max_new_tokens < 1:
     raise TaskError(
       f'{task.name}: max_new_tokens={task.max_new_tokens} must be at least 1'

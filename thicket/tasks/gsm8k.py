@@ -27,10 +27,14 @@ class Gsm8k(base.Task):
   number of the response.
   """
 
-  prompt_template: str = (
+  prompt_templates: ClassVar[tuple[str, ...]] = (
     '{question}\n\nReason step by step, then end with one last line of the '
-    'form "#### <number>".'
+    'form "#### <number>".',
+    'Solve this problem and give the final answer as "#### <number>".\n\n'
+    '{question}',
   )
+
+  prompt_template: str = prompt_templates[0]
   max_new_tokens: int = 256
 
   name: ClassVar[str] = 'gsm8k'

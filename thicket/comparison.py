@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search, and everything its ensemble is compared with on the same rows.
+
+RandOpt (Neural Thickets, arXiv 2603.12228, algorithm 1): score N members on
+the selection rows, keep the K best, let them vote. Whether that is worth its
+cost is decided by its controls, above all by self-consistency of the base at
+as many passes; they are answered by the same prompt, judged by the same
+functions and voted by the same rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from thicket import panel
+from thicket.blocks import BASE, Block
+from thicket.panel import Panel
+from thicket.plan import Condition, Plan
+from thicket.ranking import Answers, Cost, Ranking, cost, rank, scores
+from thicket.stored import NotStored
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+  """One row of the table: something that answered all test questions.
+
+  Attributes:
+    id: names the row in the summary, such as vote-5.
+    name: names it in the table.
+    kind: base, ensemble, sampling, control or bound. What was chosen on test
+      is a bound: it is compared with nothing.
+    passes: answers given to each test question.
+    tokens: mean number generated for each test question.
+    selection: what was generated to choose it.
+    correct: float64 [r], 0 or 1, or a mean over members.
+    lenient_correct: float64 [r], by the task's lenient rule.
+    abstention_rate: share of answers that could not be read.
+    without_vote: questions on which all voters abstained.
+  """
+
+  id: str
+  name: str
+  kind: str
+  passes: int
+  tokens: float
+  selection: Cost
+  correct: np.ndarray
+  lenient_correct: np.ndarray
+  abstention_rate: float | None = None
+  without_vote: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+  """All systems, and what is needed to explain them.
+
+  Attributes:
+    found: the search.
+    systems: rows of the table, the base first.
+    base: the base's greedy answers, a panel of one.
+    ensemble: the K selected.
+    samples: K samples of the base at each temperature.
+    temperature: the one chosen on selection, by prompt.
+    temperature_scores: accuracy of the vote of K on selection, by prompt and
+      temperature; empty where there was nothing to choose.
+    prompt: the template chosen on selection.
+    prompt_scores: the base's score on selection, by template.
+    populations: the search and its K on test, by N.
+    validated: the base and members on the validation rows, or None.
+    missing: why some controls are not there.
+  """
+
+  found: Ranking
+  systems: list[System]
+  base: Panel
+  ensemble: Panel
+  samples: dict[float, Panel]
+  temperature: dict[str, float]
+  temperature_scores: dict[str, dict[float, float]]
+  prompt: str
+  prompt_scores: dict[str, float]
+  populations: dict[int, tuple[Ranking, Panel]]
+  validated: Block | None
+  missing: list[str]
+
+  def system(self, name: str) -> System | None:
+    """The system with that id, if it is there."""
+    return next((x for x in self.systems if x.id == name), None)
+
+
+def compare(answers: Answers, plan: Plan, found: Ranking) -> Comparison:
+  """Has the selected members and all controls answer the test questions.
+
+  Args:
+    answers: where judged answers come from.
+    plan: names the controls.
+    found: the search under the plan's own prompt, of all N.
+  """
+  story = _Story(answers, plan, found)
+  story.show_ensemble()
+  for control in (
+    story.show_self_consistency,
+    story.show_unselected,
+    story.show_same_sigma,
+    story.show_prompts,
+    story.show_populations,
+    story.show_validation,
+  ):
+    try:
+      control()
+    except NotStored as error:
+      story.missing.append(str(error))
+  return story.result()
+
+
+class _Story:
+  """Adds one system after the other; each method is one control."""
+
+  def __init__(self, answers: Answers, plan: Plan, found: Ranking):
+    self.answers, self.plan, self.found = answers, plan, found
+    self.k = plan.sizes[-1]
+    self.systems: list[System] = []
+    self.samples: dict[float, Panel] = {}
+    self.temperature: dict[str, float] = {}
+    self.temperature_scores: dict[str, dict[float, float]] = {}
+    self.prompt = plan.task.prompt_template
+    self.prompt_scores: dict[str, float] = {}
+    self.populations: dict[int, tuple[Ranking, Panel]] = {}
+    self.validated = found.validated
+    self.missing: list[str] = []
+
+  def result(self) -> Comparison:
+    order = {'base': 0, 'ensemble': 1, 'sampling': 2, 'control': 3, 'bound': 4}
+    return Comparison(
+      self.found,
+      sorted(self.systems, key=lambda x: order[x.kind]),
+      self.base,
+      self.ensemble,
+      self.samples,
+      self.temperature,
+      self.temperature_scores,
+      self.prompt,
+      self.prompt_scores,
+      self.populations,
+      self.validated,
+      self.missing,
+    )
+
+  def show_ensemble(self) -> None:
+    """The base, the K selected one by one, their votes, and two bounds."""
+    self.base = self._members(self.plan.greedy, [BASE], 'base on test')
+    self._add_vote('base', 'base, greedy', 'base', self.base, Cost())
+    ranked = self.found.ranked
+    self.ensemble = self._members(
+      self.found.condition, ranked, f'{len(ranked)} selected on test'
+    )
+    chosen, spent = self.ensemble, self.found.cost
+    self.systems.append(
+      System(
+        'selected-mean',
+        f'mean of {self.k} selected',
+        'ensemble',
+        1,
+        float(chosen.num_tokens.mean()),
+        spent,
+        chosen.correct.mean(axis=0),
+        chosen.lenient_correct.mean(axis=0),
+        float((chosen.classes < 0).mean()),
+      )
+    )
+    self._add_vote(
+      'best-member', 'best on selection', 'ensemble', chosen, spent, k=1
+    )
+    for k in self.plan.sizes:
+      if k > 1:
+        self._add_vote(
+          f'vote-{k}', f'vote of best {k}', 'ensemble', chosen, spent, k=k
+        )
+    accuracy = chosen.correct.mean(axis=1)
+    self._add_bound(
+      'best-on-test', 'best member on test', chosen, int(accuracy.argmax())
+    )
+    self._add_bound('oracle', f'any of {self.k} selected right', chosen)
+
+  def show_self_consistency(self) -> None:
+    """Votes of the base's samples, at the temperature chosen on selection."""
+    template = self.plan.task.prompt_template
+    if not self.plan.controls.temperatures:
+      return
+    best, spent = self._choose_temperature(template)
+    for temperature in self.plan.controls.temperatures:
+      samples = self._samples(template, temperature, 'test')
+      self.samples[temperature] = samples
+      is_best = temperature == best
+      for k in self.plan.sizes if is_best else (self.k,):
+        self._add_vote(
+          f'self-consistency-{k}' if is_best else f'samples-{temperature:g}',
+          f'{k} sample{"s" * (k > 1)} at T = {temperature:g}',
+          'sampling' if is_best else 'control',
+          samples,
+          spent if is_best else Cost(),
+          k=k,
+        )
+    self._add_bound(
+      'oracle-samples',
+      f'any of {self.k} samples right',
+      self.samples[best],
+    )
+
+  def show_unselected(self) -> None:
+    """The first K members vote: what noise and a vote do without selection."""
+    if self.plan.controls.unselected:
+      self._add_random('unselected', 'unselected', range(self.k), Cost())
+
+  def show_same_sigma(self) -> None:
+    """K members of the sigma that most of the selected have.
+
+    Their noise is independent of their number, so the first are random ones.
+    """
+    if not self.plan.controls.same_sigma:
+      return
+    population = self.plan.population
+    index = population.sigma_index(self.found.ranked)
+    # The most frequent; among equals that of the best-ranked.
+    most = max(index.tolist(), key=index.tolist().count)
+    ids = population.ids()
+    same = ids[population.sigma_index(ids) == most][: self.k]
+    name = f'of sigma {population.sigmas[most]:g}'
+    # Which sigma wins is known only after the search.
+    self._add_random('same-sigma', name, same, self.found.cost)
+
+  def show_prompts(self) -> None:
+    """The prompt that is best on selection, without any search in weights."""
+    prompts, own = self.plan.controls.prompts, self.plan.task.prompt_template
+    if len(prompts) < 2:
+      return
+    spent = Cost()
+    for number, template in enumerate(prompts, 1):
+      block = self.answers.get(
+        Condition(template), 'selection', [BASE],
+        label=f'prompt {number} on selection',
+      )  # fmt: skip
+      self.prompt_scores[template] = float(scores(block)[0])
+      spent += cost(block)
+    # The first among equals.
+    self.prompt = max(prompts, key=lambda x: self.prompt_scores[x])
+    number = prompts.index(self.prompt) + 1
+    if self.prompt == own:
+      return  # the rows that are there already
+    panel = self._members(
+      Condition(self.prompt), [BASE], f'prompt {number} on test'
+    )
+    self._add_vote(
+      'prompt', f'prompt {number}, greedy', 'control', panel, spent
+    )
+    if self.plan.controls.temperatures:
+      best, more = self._choose_temperature(self.prompt)
+      self._add_vote(
+        f'prompt-self-consistency-{self.k}',
+        f'prompt {number}, {self.k} samples',
+        'control',
+        self._samples(self.prompt, best, 'test'),
+        spent + more,
+      )
+    if self.plan.controls.prompt_search:
+      found = rank(
+        self.answers,
+        self.plan,
+        Condition(self.prompt),
+        self.plan.controls.prompt_search,
+      )
+      self._add_vote(
+        f'prompt-vote-{self.k}',
+        f'prompt {number}, vote of best {self.k}',
+        'control',
+        self._members(
+          found.condition,
+          found.ranked,
+          f'{self.k} selected under prompt {number} on test',
+        ),
+        spent + found.cost,
+      )
+
+  def show_populations(self) -> None:
+    """The same search in ever larger populations, each holding the last."""
+    for size in self.plan.controls.population_sizes:
+      found = rank(self.answers, self.plan, self.plan.greedy, size)
+      panel = self._members(
+        found.condition, found.ranked, f'best {self.k} of {size} on test'
+      )
+      self.populations[size] = found, panel
+    self.populations[self.plan.population.size] = self.found, self.ensemble
+
+  def show_validation(self) -> None:
+    """All members on fresh rows, to see what their selection scores mean."""
+    if self.plan.controls.validation:
+      ids = self.plan.population.ids()
+      self.validated = self.answers.get(
+        self.plan.greedy, 'validation', [BASE, *ids],
+        label=f'{len(ids)} members on validation',
+      )  # fmt: skip
+
+  def _choose_temperature(self, template: str) -> tuple[float, Cost]:
+    """The temperature whose vote is best on selection, the lowest of equals."""
+    temperatures = self.plan.controls.temperatures
+    spent, accuracy = Cost(), {}
+    if len(temperatures) > 1:
+      for temperature in temperatures:
+        samples = self._samples(template, temperature, 'selection')
+        (vote,) = samples.votes([self.k])
+        accuracy[temperature] = float(vote.correct.mean())
+        tokens = int(samples.num_tokens.sum())
+        spent += Cost(samples.num_tokens.size, tokens)
+    best = max(temperatures, key=lambda t: accuracy.get(t, 0.0))
+    self.temperature[template] = best
+    self.temperature_scores[template] = accuracy
+    return best, spent
+
+  def _members(
+    self, condition: Condition, ranked: Sequence[int], label: str
+  ) -> Panel:
+    block = self.answers.get(condition, 'test', ranked, label=label)
+    return panel.of_members(self.plan.task, block, ranked)
+
+  def _samples(self, template: str, temperature: float, split: str) -> Panel:
+    block = self.answers.get(
+      self.plan.sampled(temperature, template), split, [BASE], range(self.k),
+      label=f'{self.k} samples at T = {temperature:g} on {split}',
+    )  # fmt: skip
+    return panel.of_draws(self.plan.task, block)
+
+  def _add_random(
+    self, name: str, what: str, ids: Sequence[int], spent: Cost
+  ) -> None:
+    voters = self._members(
+      self.plan.greedy, [int(i) for i in ids], f'{len(ids)} {what} on test'
+    )
+    k = len(ids)
+    self._add_vote(name, f'vote of {k} {what}', 'control', voters, spent)
+
+  def _add_vote(
+    self,
+    name: str,
+    shown: str,
+    kind: str,
+    voters: Panel,
+    spent: Cost,
+    k: int | None = None,
+  ) -> None:
+    k = len(voters.classes) if k is None else k
+    (vote,) = voters.votes([k])
+    self.systems.append(
+      System(
+        name,
+        shown,
+        kind,
+        k,
+        float(voters.num_tokens[:k].sum(axis=0).mean()),
+        spent,
+        vote.correct.astype(np.float64),
+        vote.lenient_correct.astype(np.float64),
+        vote.abstention_rate,
+        int((vote.speaker < 0).sum()),
+      )
+    )
+
+  def _add_bound(
+    self, name: str, shown: str, voters: Panel, which: int | None = None
+  ) -> None:
+    """The voter `which`, or else a question counts if any voter is right."""
+    pick = lambda x: x.any(axis=0) if which is None else x[which]
+    tokens = voters.num_tokens.sum(axis=0)
+    if which is not None:
+      tokens = voters.num_tokens[which]
+    self.systems.append(
+      System(
+        name,
+        shown,
+        'bound',
+        len(voters.classes) if which is None else 1,
+        float(tokens.mean()),
+        Cost(),
+        pick(voters.correct).astype(np.float64),
+        pick(voters.lenient_correct).astype(np.float64),
+      )
+    )

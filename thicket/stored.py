@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run left behind, read without its model or its data.
+
+A folder holds `plan.json`, which is the configuration with every question and
+gold answer, and a ledger of judged answers for each condition. That is all a
+report needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from thicket import data
+from thicket.blocks import Block
+from thicket.ledger import Ledger, LedgerError, write_atomically
+from thicket.plan import Condition, Plan, make_plan
+
+SPLITS = ('selection', 'validation', 'test')
+_FILE = 'plan.json'
+
+
+class NotStored(LookupError):
+  """Answers that a report needs have not been given; the message says which."""
+
+
+def save_plan(
+  workdir: os.PathLike[str], config: ml_collections.ConfigDict, plan: Plan
+) -> None:
+  """Writes down what `load_plan` needs; raises LedgerError if it cannot."""
+  content = {
+    'config': config.to_dict(),
+    'examples': data.examples_to_json(plan.splits),
+  }
+  path = epath.Path(workdir) / _FILE
+  try:
+    write_atomically(path, json.dumps(content))
+  except OSError as error:
+    raise LedgerError(f'{path}: cannot be written: {error.strerror}') from error
+
+
+def load_plan(workdir: os.PathLike[str]) -> Plan:
+  """The plan of the last run in a folder; raises LedgerError without one."""
+  path = pathlib.Path(workdir) / _FILE
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+    splits = data.examples_from_json(content['examples'])
+    config = ml_collections.ConfigDict(content['config'])
+    return make_plan(config, splits)
+  except FileNotFoundError:
+    raise LedgerError(
+      f'{workdir}: no run here ({_FILE} is missing); give the folder that a '
+      'run printed'
+    ) from None
+  except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+    raise LedgerError(f'{path}: cannot be read: {error}') from error
+
+
+class Stored:
+  """Answers of a finished or unfinished run, none generated."""
+
+  def __init__(self, workdir: os.PathLike[str]):
+    """Reads the plan; ledgers are read as they are asked for."""
+    self.workdir = pathlib.Path(workdir)
+    self.plan = load_plan(workdir)
+    self._ledgers: dict[Condition, Ledger] = {}
+
+  def get(
+    self,
+    condition: Condition,
+    split: str,
+    members: Sequence[int],
+    draws: Sequence[int] = (0,),
+    *,
+    rows: int | None = None,
+    label: str = '',
+  ) -> Block:
+    """As `run.Run.get`; raises NotStored where an answer is missing."""
+    block = self._view(condition, split, members, draws, rows)
+    if not block.seen.all():
+      what = label or f'{len(members)} members on {split}'
+      raise NotStored(
+        f'{what}: {int((~block.seen).sum())} of {block.seen.size} answers are '
+        'missing; the command of the run makes them'
+      )
+    return block
+
+  def held(
+    self, condition: Condition, split: str, members: Sequence[int]
+  ) -> Block:
+    """As `run.Run.held`."""
+    return self._view(condition, split, members, (0,), None)
+
+  @property
+  def recipe(self) -> dict[str, Any]:
+    """Of the search's own ledger."""
+    return self._ledger(self.plan.greedy).recipe
+
+  def _ledger(self, condition: Condition) -> Ledger:
+    if condition not in self._ledgers:
+      folder = self.workdir / 'ledger' / condition.folder
+      if not folder.exists():
+        raise NotStored(f'{folder}: nothing has been answered under this')
+      self._ledgers[condition] = Ledger.read(folder)
+    return self._ledgers[condition]
+
+  def _view(self, condition, split, members, draws, rows) -> Block:
+    examples = getattr(self.plan.splits, split)[:rows]
+    row_ids = [example.row_id for example in examples]
+    return self._ledger(condition).view(split, members, row_ids, draws)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of a terminal, 80 columns wide, from a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+
+def percent(found: float, interval: Sequence[float], sign: str = '') -> str:
+  """A share or a difference of shares with its interval, in percent."""
+  low, high = interval
+  return (
+    f'{100 * found:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]'
+  )
+
+
+def share(found: float | None) -> str:
+  """A share in percent; nothing where there is none."""
+  return '' if found is None else f'{100 * found:.1f}'
+
+
+def against(found: Mapping[str, Any] | None) -> str:
+  """A difference with its interval; a star where Holm's p is below 0.05."""
+  if found is None:
+    return ''
+  p = found['p_holm']
+  star = '*' if p is not None and p < 0.05 else ' '
+  return percent(found['difference'], found['interval'], '+') + star
+
+
+def _table(title: str, *columns: str) -> Table:
+  table = Table(
+    title=title,
+    title_justify='left',
+    box=box.SIMPLE_HEAD,
+    show_edge=False,
+    padding=(0, 1, 0, 0),  # the widest intervals just fit 80 columns
+  )
+  table.add_column(columns[0])  # gives way to wide numbers
+  for name in columns[1:]:
+    table.add_column(name, justify='right', no_wrap=True)
+  return table
+
+
+def selection(summary: Mapping[str, Any]) -> Table:
+  """Members against the base on the selection split, by sigma."""
+  table = _table(
+    f'Selection: {summary["rows"]} questions, '
+    f'the base scores {summary["base"]["score"]:.3f}',
+    'sigma',
+    'members',
+    'mean score',
+    'best score',
+    'above base % [95%]',
+  )
+  for row in summary['members']['per_sigma']:
+    above = row['above_base']
+    table.add_row(
+      f'{row["sigma"]:g}',
+      str(row['members']),
+      f'{row["mean_score"]:.3f}',
+      f'{row["best_score"]:.3f}',
+      percent(above['rate'], above['interval']),
+    )
+  return table
+
+
+def accuracies(test: Mapping[str, Any]) -> Table:
+  """All systems on the test split, against base and against sampling."""
+  table = _table(
+    f'Test: {test["rows"]} held-out questions',
+    'system',
+    'accuracy % [95%]',
+    'against base',
+    'against samples',
+  )
+  for row in test['systems']:
+    found = row['accuracy']
+    low, high = (100 * bound for bound in found['interval'])
+    is_bound = row['kind'] == 'bound'
+    table.add_row(
+      row['name'],
+      f'{share(found["rate"])} [{low:.0f}, {high:.0f}]',
+      'upper bound' if is_bound else against(row['against_base']),
+      against(row['against_samples']),
+    )
+  table.caption = (
+    'against samples: as many samples of the base; * Holm p < 0.05'
+  )
+  table.caption_justify = 'left'
+  return table
+
+
+def costs(test: Mapping[str, Any]) -> Table:
+  """What each system costs, and how its answers read."""
+  table = _table(
+    'Cost, in answers (passes) / generated tokens',
+    'system',
+    'to choose it',
+    'a question',
+    'lenient %',
+    'abstain %',
+  )
+  for row in test['systems']:
+    spent = row['selection']
+    chosen = f'{spent["answers"]:,} / {spent["tokens"]:,}'
+    table.add_row(
+      row['name'],
+      chosen if spent['answers'] else '',
+      f'{row["passes"]} / {row["tokens_per_question"]:.0f}',
+      share(row['lenient_accuracy']),
+      share(row['abstention_rate']),
+    )
+  return table
+
+
+def work_line(work: Mapping[str, Any]) -> str:
+  """What was generated, and how fast."""
+  stored, ours = work['stored'], work['this_run']
+  line = f'{stored["tokens"]:,} tokens in {stored["answers"]:,} answers stored'
+  if ours['answers']:
+    line += (
+      f'; this run {ours["tokens"]:,} in {ours["seconds"]:.0f} s, '
+      f'{ours["tokens_per_second"]:.0f} tokens/s, and '
+      f'{ours["compile_seconds"]:.0f} s of compiling'
+    )
+  return f'{line} ({work["devices"]}).'
