@@ -21,7 +21,7 @@ import tiny
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
-from thicket import decode, sharding
+from thicket import decode, sampling, sharding
 from thicket.models import decoder
 
 V, G, PAD = tiny.CONFIG.vocab_size, 6, 63
@@ -41,11 +41,11 @@ def _stops_at(*ids):
 
 # With these ids some of the answers below stop early and some do not.
 STOP_IDS = (1, 5, 9, 12, 20, 33)
-GREEDY = decode.Decoding(G, _stops_at(*STOP_IDS), PAD, decode.greedy)
+GREEDY = decode.Decoding(G, _stops_at(*STOP_IDS), PAD, sampling.greedy)
 PREFIX = np.array([7, 3, 44, 21, 9, 9, 2, 35], np.int32)
 NO_PREFIX = PREFIX[:0]
 SUFFIXES = [[2], [8, 30, 4], [50, 6, 17, 40, 22], [8, 30, 4, 8, 30, 4, 11, 60]]
-(PROMPTS,) = decode.batches(SUFFIXES, 4, PAD)
+(PROMPTS,) = decode.batches(SUFFIXES, range(4), 4, PAD)
 
 
 def _answer(
@@ -58,12 +58,14 @@ def _answer(
   config=tiny.CONFIG,
   decoding=GREEDY,
   in_axes=0,
+  draws=None,
 ):
   """Prefills the prefix and answers; arguments as `generate` has them."""
   model = decoder.Decoder(config)
   kv = decode.prefill_prefix(model, weights, in_axes, prefix)
+  draws = jnp.zeros_like(ids) if draws is None else draws
   return decode.generate(
-    model, decoding, weights, in_axes, ids, kv, prompts, caches
+    model, decoding, weights, in_axes, ids, draws, kv, prompts, caches
   )
 
 
@@ -176,7 +178,7 @@ def test_who_shares_the_batch_does_not_matter():
   named = [tiny.tensors(tiny.member(weights, m)) for m in range(3)]
   for b, i in enumerate(PROMPTS.prompt):
     # No neighbours, no shared prefix and another bucket.
-    (alone,) = decode.batches([[*PREFIX, *SUFFIXES[i]]], 1, PAD)
+    (alone,) = decode.batches([[*PREFIX, *SUFFIXES[i]]], [i], 1, PAD)
     answers, _ = _greedy(weights, NO_PREFIX, alone)
     for m in range(3):
       one, two = answers.tokens[m, 0], together.tokens[m, b]
@@ -191,7 +193,7 @@ def test_caches_are_given_back_and_their_content_is_no_matter():
   weights = _members(3)
   want, caches = _greedy(weights)
   chex.assert_trees_all_equal_shapes_and_dtypes(caches, _caches(3, PROMPTS))
-  (others,) = decode.batches([x[::-1] for x in SUFFIXES], 4, PAD)
+  (others,) = decode.batches([x[::-1] for x in SUFFIXES], range(4), 4, PAD)
   _, caches = _greedy(weights, PREFIX, others, caches=caches)
   again, _ = _greedy(weights, caches=caches)
   _assert_same(again, want)
@@ -239,7 +241,7 @@ def test_bfloat16_members():
 def test_greedy_takes_the_lowest_id_among_equals(shape):
   # Few values, so that the largest is there several times.
   logits = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
-  token = decode.greedy(logits, None, None)
+  token = sampling.greedy(logits, None, None)
   chex.assert_type(token, np.int32)
   np.testing.assert_array_equal(token, np.argmax(logits, -1))
 
@@ -250,24 +252,29 @@ def test_greedy_stays_in_the_vocabulary_whatever_the_logits():
     [[nan] * 3, [9, nan, 1], [-inf] * 3, [inf, 1, inf], [nan, inf, 1]],
     np.float32,
   )
-  got = decode.greedy(logits, None, None)
+  got = sampling.greedy(logits, None, None)
   np.testing.assert_array_equal(got, [2, 2, 0, 0, 2])
 
 
 # What the loop makes of tokens, whatever the model says.
 
 
+def _low(rows):
+  """Row ids, which are small here, as int32."""
+  return rows.row[:, 1].astype(jnp.int32)
+
+
 @jax.jit
 def _play(weights, script, table, live):
   """Members 0 and 1 say what `script` [2, B, G] has for them."""
   decoding = decode.Decoding(
-    G, table, PAD, lambda _, rows, step: script[rows.member, rows.prompt, step]
+    G, table, PAD, lambda _, rows, step: script[rows.member, _low(rows), step]
   )
   return _answer(
     weights,
     jnp.arange(2),
     NO_PREFIX,
-    PROMPTS._replace(prompt=np.arange(4, dtype=np.int32), live=live),
+    PROMPTS._replace(row=sampling.row_words(range(4)), live=live),
     _caches(2, PROMPTS, config=SMALL),
     config=SMALL,
     decoding=decoding,
@@ -367,17 +374,20 @@ def test_the_stop_table_is_followed_exactly():
 
 
 def test_the_token_rule_is_told_who_and_when():
-  prompt = np.array([4, 11, 11, 0], np.int32)
-  draw = np.array([0, 0, 1, 5], np.int32)
+  row_ids = np.array([4, 11, 11 + (3 << 32), 0])
+  high, low = row_ids >> 32, row_ids & 0xFFFFFFFF
+  draws = np.array([0, 1, 6], np.int32)
   ids = np.array([5, 2, 40], np.int32)
 
   def choose(logits, rows, step):
     chex.assert_shape(logits, (4, V))
     chex.assert_type(logits, jnp.float32)
-    chex.assert_shape(list(rows), [(), (4,), (4,)])
-    chex.assert_type([*rows, step], np.int32)
+    chex.assert_shape(list(rows), [(), (), (4, 2)])
+    chex.assert_type([*rows, step], [np.int32, np.int32, np.uint32, np.int32])
     chex.assert_shape(step, ())
-    return (rows.member * 31 + rows.prompt * 7 + rows.draw * 3 + step) % 61
+    words = rows.row.astype(jnp.int32)
+    place = words[:, 1] * 7 + words[:, 0] * 5
+    return (rows.member * 31 + place + rows.draw * 3 + step) % 61
 
   decoding = decode.Decoding(G, _stops_at(), PAD, choose)
   run = jax.jit(functools.partial(_answer, config=SMALL, decoding=decoding))
@@ -385,19 +395,21 @@ def test_the_token_rule_is_told_who_and_when():
     _members(3, SMALL),
     ids,
     NO_PREFIX,
-    PROMPTS._replace(prompt=prompt, draw=draw),
+    PROMPTS._replace(row=sampling.row_words(row_ids)),
     _caches(3, PROMPTS, config=SMALL),
+    draws=draws,
   )
   member, row, step = np.ogrid[:3, :4, :G]
   np.testing.assert_array_equal(
     got.tokens,
-    (ids[member] * 31 + prompt[row] * 7 + draw[row] * 3 + step) % 61,
+    (ids[member] * 31 + low[row] * 7 + high[row] * 5 + draws[member] * 3 + step)
+    % 61,
   )
 
 
 def test_one_new_token():
   decoding = decode.Decoding(
-    1, _stops_at(9), PAD, lambda _, rows, step: rows.prompt + step
+    1, _stops_at(9), PAD, lambda _, rows, step: _low(rows) + step
   )
   run = jax.jit(functools.partial(_answer, config=SMALL, decoding=decoding))
   empty = _caches(1, PROMPTS, new_tokens=1, config=SMALL)
@@ -405,7 +417,7 @@ def test_one_new_token():
     _members(1, SMALL),
     np.zeros(1, np.int32),
     NO_PREFIX,
-    PROMPTS._replace(prompt=np.array([3, 9, 0, 8], np.int32)),
+    PROMPTS._replace(row=sampling.row_words([3, 9, 0, 8])),
     empty,
   )
   np.testing.assert_array_equal(got.tokens, [[[3], [9], [0], [8]]])
@@ -417,7 +429,7 @@ def test_one_new_token():
 @pytest.mark.parametrize('limit', [0, -1])
 def test_at_least_one_new_token(limit):
   with pytest.raises(ValueError, match=f'max_new_tokens = {limit} is below 1'):
-    decode.Decoding(limit, _stops_at(9), PAD, decode.greedy)
+    decode.Decoding(limit, _stops_at(9), PAD, sampling.greedy)
 
 
 # How prompts become batches.
@@ -439,21 +451,25 @@ SOME_PROMPTS = st.lists(
 @hypothesis.settings(deadline=None)
 def test_each_prompt_is_in_one_batch(suffixes, rows):
   pad = 9  # no token of a prompt, so that padding can be told apart
-  batches = decode.batches(suffixes, rows, pad)
+  row_ids = [10**12 * i + 5 for i in range(len(suffixes))]
+  batches = decode.batches(suffixes, row_ids, rows, pad)
   assert len(batches) == -(-len(suffixes) // rows)
   places = [i for batch in batches for i in batch.prompt[batch.live]]
   assert sorted(places) == list(range(len(suffixes)))
   lengths = [len(suffixes[i]) for i in places]
   assert lengths == sorted(lengths)  # so that little of a batch is padding
   for batch in batches:
-    chex.assert_type(list(batch), [np.int32] * 4 + [np.bool_])
+    types = [*[np.int32] * 3, np.uint32, np.bool_]
+    chex.assert_type(list(batch), types)
     size = decode.bucket(int(batch.length.max()))
-    chex.assert_shape(list(batch), [(rows, size), *[(rows,)] * 4])
+    shapes = [(rows, size), (rows,), (rows,), (rows, 2), (rows,)]
+    chex.assert_shape(list(batch), shapes)
     for row, i in enumerate(batch.prompt):
       n = len(suffixes[i])
       assert batch.length[row] == n
       assert batch.tokens[row].tolist() == [pad] * (size - n) + suffixes[i]
-    assert not batch.draw.any()
+      high, low = map(int, batch.row[row])
+      assert (high << 32) + low == row_ids[i]
     assert batch.live[0]
     if batch is not batches[-1]:
       assert batch.live.all()
@@ -461,9 +477,16 @@ def test_each_prompt_is_in_one_batch(suffixes, rows):
     assert np.all(np.diff(batch.live.astype(int)) <= 0)
     assert set(batch.prompt[~batch.live]) <= {batch.prompt[0]}
   for one, two in zip(
-    batches, decode.batches(suffixes, rows, pad), strict=True
+    batches, decode.batches(suffixes, row_ids, rows, pad), strict=True
   ):
     chex.assert_trees_all_equal(one, two)
+
+
+def test_some_prompts_keep_their_numbers():
+  suffixes = [[1], [2, 2], [3], [4, 4, 4], [5]]
+  some = decode.batches(suffixes, [9, 8, 7, 6, 5], 2, PAD, prompts=[4, 1, 0])
+  assert [x.prompt[x.live].tolist() for x in some] == [[0, 4], [1]]
+  assert [x.row[x.live][:, 1].tolist() for x in some] == [[9, 5], [8]]
 
 
 @hypothesis.given(SOME_PROMPTS.filter(len))
@@ -498,7 +521,9 @@ def test_one_trace_serves_all_batches():
   def run(*args):
     return _answer(*args, config=SMALL)
 
-  batches = decode.batches([[i] * (1 + i % 5) for i in range(10)], 4, PAD)
+  batches = decode.batches(
+    [[i] * (1 + i % 5) for i in range(10)], range(10), 4, PAD
+  )
   assert [int(batch.live.sum()) for batch in batches] == [4, 4, 2]
   weights, ids = _members(1, SMALL), np.zeros(1, np.int32)
   caches = _caches(1, batches[0], config=SMALL)
@@ -547,7 +572,7 @@ def test_devices_answer_as_one_device_and_never_wait(devices):
 
 def test_a_device_stops_on_its_own():
   decoding = decode.Decoding(
-    G, _stops_at(9), PAD, lambda _, rows, step: rows.prompt * 0 + rows.member
+    G, _stops_at(9), PAD, lambda _, rows, step: _low(rows) * 0 + rows.member
   )
   _, function = _sharded(2, config=SMALL, decoding=decoding)
   got, _ = jax.jit(function)(
@@ -619,10 +644,11 @@ class Loop:
     M, B, S, G, P = SHAPES.values()
     model = decoder.Decoder(tiny.SMOLLM2_135M)
     table = np.zeros((2, tiny.SMOLLM2_135M.vocab_size), np.int32)
-    decoding = decode.Decoding(G, table, 0, decode.greedy)
+    decoding = decode.Decoding(G, table, 0, sampling.greedy)
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
     prompts = decode.Prompts(
-      *(ints(B, S), ints(B), ints(B), ints(B)),
+      *(ints(B, S), ints(B), ints(B)),
+      jax.ShapeDtypeStruct((B, 2), np.uint32),
       jax.ShapeDtypeStruct((B,), bool),
     )
     weights = jax.tree.map(
@@ -641,22 +667,22 @@ class Loop:
       weights,
     )
 
-    def run(weights, ids, prefix, prompts, caches):
+    def run(weights, ids, draws, prefix, prompts, caches):
       return decode.generate(
-        model, decoding, weights, 0, ids, prefix, prompts, caches
+        model, decoding, weights, 0, ids, draws, prefix, prompts, caches
       )
 
     each, whole = PartitionSpec(sharding.MEMBERS), PartitionSpec()
     sharded = jax.shard_map(
       run,
       mesh=sharding.make_mesh(jax.devices('cpu')[:1]),
-      in_specs=(each, each, each, whole, each),
+      in_specs=(*[each] * 4, whole, each),
       out_specs=each,
       check_vma=False,
     )
     self.compiled = (
-      jax.jit(sharded, donate_argnums=4, keep_unused=True)
-      .lower(weights, ints(M), prefix, prompts, self.caches)
+      jax.jit(sharded, donate_argnums=5, keep_unused=True)
+      .lower(weights, ints(M), ints(M), prefix, prompts, self.caches)
       .compile()
     )
     computations = {

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from thicket import decode, perturb, sharding
+from thicket import decode, perturb, sampling, sharding
 from thicket.engine import Engine, answer_all
 from thicket.models import decoder
 from thicket.population import BASE, Members, Population
@@ -25,14 +25,14 @@ PREFIX = (7, 3, 44, 21)
 STOP_IDS = (1, 5, 9, 12, 20, 33)
 # Two buckets, 8 and 16, and a last batch that is not full.
 SUFFIXES = [[2], [8, 30, 4], [50, 6], [40] * 9, [22, 4] * 5]
-BATCHES = decode.batches(SUFFIXES, 2, PAD)
+BATCHES = decode.batches(SUFFIXES, range(5), 2, PAD)
 SIGMA = 0.1
 COLLECTIVE = re.compile(
   'all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute'
 )
 
 
-def _decoding(choose=decode.greedy):
+def _decoding(choose=sampling.greedy):
   table = np.zeros((2, V), np.int32)
   table[0, list(STOP_IDS)] = 1
   table[1] = 1
@@ -62,15 +62,8 @@ def _perturber(mesh, skip=''):
   )
 
 
-def _engine(mesh, in_axes, prefix=PREFIX, decoding=DECODING):
-  return Engine(
-    MODEL,
-    decoding,
-    mesh=mesh,
-    in_axes=in_axes,
-    prefix=prefix,
-    dtype=np.float32,
-  )
+def _engine(mesh, in_axes):
+  return Engine(MODEL, mesh=mesh, in_axes=in_axes, dtype=np.float32)
 
 
 class _Setting:
@@ -87,12 +80,18 @@ class _Setting:
       self.perturber, Population(5, 100, (SIGMA,)), self.mesh, per_device=2
     )
 
-  def answers(self, ids, batches=BATCHES):
+  def answers(self, ids, batches=BATCHES, decoding=DECODING, prefix=PREFIX):
     """A `Generated` for each batch, all members together."""
-    chunks = list(self.members.run(ids, answer_all(self.engine, batches)))
+    step = answer_all(self.engine, decoding, prefix, batches)
+    chunks = list(self.members.run(ids, step))
     return jax.tree.map(
-      lambda *parts: np.concatenate(parts), *[found for _, found in chunks]
+      lambda *parts: np.concatenate(parts), *[found for *_, found in chunks]
     )
+
+  def generate(self, weights, ids, prefix, batch, decoding=DECODING):
+    """One batch, first draws."""
+    draws = self.place(np.zeros(len(ids)))
+    return self.engine.generate(decoding, weights, ids, draws, prefix, batch)
 
   def weights(self, ids):
     sigmas = [0.0 if i == BASE else SIGMA for i in ids]
@@ -116,9 +115,10 @@ def _plain(weights, ids, prefix, prompts):
     MODEL, len(ids), B, decode.cache_slots(S, G), jnp.float32
   )
   kv = decode.prefill_prefix(MODEL, weights, 0, prefix)
-  return decode.generate(MODEL, DECODING, weights, 0, ids, kv, prompts, caches)[
-    0
-  ]
+  draws = jnp.zeros_like(ids)
+  return decode.generate(
+    MODEL, DECODING, weights, 0, ids, draws, kv, prompts, caches
+  )[0]
 
 
 def _expected(weights, ids, batches=BATCHES):
@@ -197,48 +197,69 @@ def test_frozen_arrays_are_shared_by_all_members():
 
 def test_without_a_shared_prefix():
   setting, ids = _setting(1), [0, 1]
-  engine = _engine(setting.mesh, setting.perturber.in_axes, prefix=())
   weights = setting.weights(ids)
-  assert engine.prefill(weights) is None
+  assert setting.engine.prefill(weights, ()) is None
   # What stood in the prefix stands in each prompt now.
   whole = [[*PREFIX, *suffix] for suffix in SUFFIXES[:2]]
-  (batch,) = decode.batches(whole, 2, PAD)
-  got = engine.generate(weights, setting.place(ids), None, batch)
-  behind = decode.batches(SUFFIXES[:2], 2, PAD)
+  (batch,) = decode.batches(whole, range(2), 2, PAD)
+  got = setting.generate(weights, setting.place(ids), None, batch)
+  behind = decode.batches(SUFFIXES[:2], range(2), 2, PAD)
   _assert_same_answers([got], _expected(weights, ids, behind))
 
 
 def test_the_token_rule_is_told_who_a_row_is():
   def choose(logits, rows, step):
     del logits
-    return rows.member * 10 + rows.prompt + step * 0
+    low = rows.row[:, 1].astype(jnp.int32)
+    return (rows.member * 10 + low + rows.draw * 3) % V + step * 0
 
   setting = _setting(8)
-  engine = _engine(
-    setting.mesh, setting.perturber.in_axes, decoding=_decoding(choose)
-  )
+  engine = _engine(setting.mesh, setting.perturber.in_axes)
   ids = np.array([6, 0, 4, 3, 0, 2, 0, 5, 1, 1, 2, 3, 4, 5, 6, 0], np.int32)
   numbers = np.array([3, 2], np.int32)
   weights = setting.weights([0] * 16)
+  draws = np.arange(16, dtype=np.int32)
   got = engine.generate(
+    _decoding(choose),
     weights,
     setting.place(ids),
-    engine.prefill(weights),
-    BATCHES[0]._replace(prompt=numbers),
+    setting.place(draws),
+    engine.prefill(weights, PREFIX),
+    BATCHES[0]._replace(row=sampling.row_words(numbers)),
   )
   np.testing.assert_array_equal(
-    got.tokens[:, :, 0], ids[:, None] * 10 + numbers[None]
+    got.tokens[:, :, 0],
+    (ids[:, None] * 10 + numbers[None] + draws[:, None] * 3) % V,
   )
+
+
+def test_one_engine_serves_rules_and_prefixes_in_turn():
+  setting = _Setting(1)
+  sampled = _decoding(sampling.sampler(0, 1.0))
+  other = (7, 3, 50)
+  ids, batches = [1, 2], BATCHES[:1]
+  settings = [(DECODING, PREFIX), (sampled, PREFIX), (DECODING, other)]
+  first = [setting.answers(ids, batches, *x) for x in settings]
+  compiled = dict(setting.engine._programs)
+  again = [setting.answers(ids, batches, *x) for x in settings]
+  chex.assert_trees_all_equal(first, again)
+  assert setting.engine._programs == compiled
+  # Two prefixes, and generation for each setting.
+  assert len(compiled) == 5
+  for setting_of, found in zip(settings, first, strict=True):
+    fresh = _Setting(1).answers(ids, batches, *setting_of)
+    chex.assert_trees_all_equal(found, fresh)
+  assert (first[0][0].tokens != first[1][0].tokens).any()
+  assert (first[0][0].tokens != first[2][0].tokens).any()
 
 
 # Programs and memory.
 
 
 def test_each_bucket_has_one_program(programs):
-  shapes = [key[1:] for key in programs if key[0] == 'generation']
-  slots = [decode.cache_slots(size, G) for size in (8, 16)]
-  assert sorted(shapes) == [(16, 2, size) for size in slots]
-  assert len(programs) == 3  # and one for the prefix
+  names = [key[0] for key in programs]
+  # Prompts fall into two buckets; the prefix has a program of its own.
+  assert sorted(names) == ['generation', 'generation', 'the prefix']
 
 
 def test_a_warm_engine_compiles_nothing(programs, caplog):
@@ -263,7 +284,7 @@ def test_a_warm_engine_compiles_nothing(programs, caplog):
 def test_caches_are_donated_from_batch_to_batch():
   setting = _setting(8)
   weights, ids = setting.weights(range(16)), setting.place(range(16))
-  prefix = setting.engine.prefill(weights)
+  prefix = setting.engine.prefill(weights, PREFIX)
   where = lambda arrays: [
     shard.data.unsafe_buffer_pointer()
     for array in arrays
@@ -275,9 +296,9 @@ def test_caches_are_donated_from_batch_to_batch():
     for array in jax.tree.leaves(setting.engine._caches)
     if slots in np.shape(array)
   ]
-  setting.engine.generate(weights, ids, prefix, BATCHES[1])
+  setting.generate(weights, ids, prefix, BATCHES[1])
   before, places = caches(), where(caches())
-  setting.engine.generate(weights, ids, prefix, BATCHES[2])
+  setting.generate(weights, ids, prefix, BATCHES[2])
   assert len(before) == 2 * CONFIG.num_layers
   assert all(array.is_deleted() for array in before)
   assert where(caches()) == places
@@ -286,9 +307,9 @@ def test_caches_are_donated_from_batch_to_batch():
 def test_the_prefix_survives_the_batches():
   setting = _setting(8)
   weights, ids = setting.weights(range(16)), setting.place(range(16))
-  prefix = setting.engine.prefill(weights)
+  prefix = setting.engine.prefill(weights, PREFIX)
   first, again = (
-    jax.device_get(setting.engine.generate(weights, ids, prefix, BATCHES[1]))
+    jax.device_get(setting.generate(weights, ids, prefix, BATCHES[1]))
     for _ in range(2)
   )
   chex.assert_trees_all_equal(first, again)
@@ -298,10 +319,10 @@ def test_an_engine_recovers_from_a_call_that_fails():
   setting = _setting(1)
   want = setting.answers([0])
   weights = setting.weights([0, 1])
-  prefix = setting.engine.prefill(weights)
+  prefix = setting.engine.prefill(weights, PREFIX)
   bad = BATCHES[0]._replace(length=np.zeros(3, np.int32))
   with pytest.raises(TypeError):
-    setting.engine.generate(weights, setting.place([0, 1]), prefix, bad)
+    setting.generate(weights, setting.place([0, 1]), prefix, bad)
   chex.assert_trees_all_equal(setting.answers([0]), want)
 
 

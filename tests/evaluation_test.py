@@ -8,7 +8,7 @@ import pytest
 import tiny_gguf
 from tiny_gguf import token
 
-from thicket import decode, evaluation, tasks
+from thicket import decode, evaluation, sampling, tasks
 from thicket.ledger import Ledger
 from thicket.models.tokenizer import Tokenizer
 from thicket.population import BASE
@@ -35,7 +35,7 @@ def _prepare(splits=SPLITS, task=TASK, tokenizer=BYTES, **more):
 def _whole_prompts(prefix, questions):
   """Tokens of each of a split's prompts, in the order of its rows."""
   found = {}
-  for batch in questions.batches:
+  for batch in questions.batches():
     for row in np.flatnonzero(batch.live):
       suffix = batch.tokens[row, -batch.length[row] :]
       assert (batch.tokens[row, : -batch.length[row]] == PAD).all()
@@ -80,17 +80,17 @@ def test_row_ids_follow_the_examples():
 def test_batches_have_the_rows_asked_for():
   _, questions = _prepare(rows=3)
   shapes = [
-    [batch.tokens.shape for batch in questions[split].batches]
+    [batch.tokens.shape for batch in questions[split].batches()]
     for split in SPLITS
   ]
   assert shapes == [[(3, 8)], [(3, 8)]]
-  (batch,) = questions['test'].batches
+  (batch,) = questions['test'].batches()
   assert batch.live.tolist() == [True, True, False]
 
 
 def test_one_row_leaves_a_token_behind_the_prefix():
   prefix, questions = _prepare({'test': TEST[:1]})
-  (batch,) = questions['test'].batches
+  (batch,) = questions['test'].batches()
   assert batch.length.tolist() == [1, 1]
   assert _whole_prompts(prefix, questions['test']) == [
     BYTES.encode('<s>Q 3 + 5=>')
@@ -145,7 +145,7 @@ def test_a_vocabulary_larger_than_the_tokenizer_s_spells_nothing(extra):
   decoding = evaluation.decoding(TASK, BYTES, vocab_size=size, max_new_tokens=G)
   assert decoding.max_new_tokens == G
   assert decoding.pad_id == PAD == tiny_gguf.EOS
-  assert decoding.choose is decode.greedy
+  assert decoding.choose is sampling.greedy
   table = decoding.stop_table
   assert table.shape == (2, size)
   # A line end stops, alone or inside a token; so does the end of a turn.
@@ -158,7 +158,7 @@ def test_a_vocabulary_larger_than_the_tokenizer_s_spells_nothing(extra):
 
 
 def test_the_token_rule_is_handed_on():
-  rule = lambda logits, rows, step: rows.prompt
+  rule = lambda logits, rows, step: rows.draw
   decoding = evaluation.decoding(
     TASK,
     BYTES,
@@ -172,10 +172,10 @@ def test_the_token_rule_is_handed_on():
 # Judging. What members say is scripted: texts by member and row.
 
 
-def _generated(questions, said):
+def _generated(questions, said, batches=None):
   """What members would have generated; rows are cut at G tokens."""
   result = []
-  for batch in questions.batches:
+  for batch in questions.batches() if batches is None else batches:
     B = len(batch.live)
     tokens = np.full((len(said), B, G), PAD, np.int32)
     length = np.zeros((len(said), B), np.int32)
@@ -204,30 +204,54 @@ SAID = [
 ]
 
 
-def _judge(said=SAID, task=TASK, members=(BASE, 5, 3), **more):
+def _blocks(judge, selection, said, members, draws=None, **more):
+  """A block for each member; all questions."""
+  which = np.arange(len(selection.examples))
+  generated = _generated(selection, said)
+  draws = np.zeros(len(members), int) if draws is None else draws
+  return judge(
+    selection, which, selection.batches(), generated, np.array(members), draws,
+    **more,
+  )  # fmt: skip
+
+
+def _together(blocks):
+  """The blocks as one, members sorted."""
+  ledger = Ledger.in_memory({})
+  for block in blocks:
+    ledger.append('all', block)
+  return ledger.view('all')
+
+
+def _judge(said=SAID, task=TASK, members=(BASE, 3, 5), **more):
   _, questions = _prepare(task=task)
-  judge = evaluation.Judge(task, BYTES, **more)
-  selection = questions['selection']
-  return judge(selection, np.array(members), _generated(selection, said))
+  judge = evaluation.Judge(task, BYTES)
+  return _together(
+    _blocks(judge, questions['selection'], said, members, **more)
+  )
 
 
 def test_scripted_answers_become_exact_rows():
   block = _judge()
-  assert block.members.tolist() == [-1, 5, 3]
+  assert block.members.tolist() == [-1, 3, 5]
   assert block.rows.tolist() == [11, 12, 13]
   assert block.draws.tolist() == [0]
   assert block.seen.all()
-  assert block.answers == ('3', '42', '7')
+  # The lenient rule takes the last number: '42 5' gives 5.
+  assert block.answers == ('3', '42', '5', '7')
   columns = {
-    'answer': [[2, 1, 0], [2, 1, -1], [-1, -1, -1]],
+    'answer': [[3, 1, 0], [3, 1, -1], [-1, -1, -1]],
     'correct': [[1, 1, 1], [1, 1, 0], [0, 0, 0]],
     'reward': [[1, 1, 1], [1, 1, 0], [0, 0, 0]],
     # '1 7' ends in the gold answer; '42 5' does not.
     'lenient': [[1, 1, 1], [1, 1, 0], [1, 0, 0]],
+    'lenient_correct': [[1, 1, 1], [1, 1, 0], [1, 0, 0]],
+    'lenient_answer': [[3, 1, 0], [3, 1, -1], [3, 2, -1]],
     'num_tokens': [[1, 3, 4], [2, 2, 3], [4, 4, 1]],
     'truncated': [[0, 0, 1], [0, 0, 0], [0, 1, 0]],
   }
-  types = [np.int32, bool, np.float32, np.float32, np.int32, bool]
+  types = [np.int32, bool, np.float32, np.float32, bool, np.int32, np.int32]
+  types.append(bool)
   for (name, want), dtype in zip(columns.items(), types, strict=True):
     found = getattr(block, name)
     assert found.shape == (3, 3, 1)
@@ -287,7 +311,7 @@ def test_the_memo_lasts_from_chunk_to_chunk():
   judge = evaluation.Judge(task, BYTES)
   for member in range(4):
     said = [[['7\n'], [str(member % 2), END], ['3', END]]]
-    block = judge(selection, np.array([member]), _generated(selection, said))
+    (block,) = _blocks(judge, selection, said, [member])
     assert block.members.tolist() == [member]
   assert sorted(task.asked) == ['0', '1', '3', '7']
 
@@ -305,7 +329,37 @@ def test_the_ledger_takes_the_block():
   ledger.append('selection', _judge(keep_texts=True))
   view = ledger.view('selection')
   assert view.members.tolist() == [-1, 3, 5]
-  assert view.texts[3:6] == ('1 7', '42 5', '')
+  assert view.texts[3:6] == ('7', '42', 'xy')
+
+
+def test_each_draw_is_a_block_of_its_own():
+  _, questions = _prepare()
+  judge = evaluation.Judge(TASK, BYTES)
+  blocks = _blocks(
+    judge, questions['selection'], SAID, [BASE, BASE, 4], [0, 7, 2]
+  )
+  keys = [(x.members.tolist(), x.draws.tolist()) for x in blocks]
+  assert keys == [([BASE], [0]), ([BASE], [7]), ([4], [2])]
+  block = _together(blocks)
+  assert block.seen[..., 0, :].tolist() == [
+    [True, False, True], [False, True, False]
+  ]  # fmt: skip
+  assert block.num_tokens[0, :, 2].tolist() == [2, 2, 3]
+
+
+def test_some_questions_are_judged_as_themselves():
+  _, questions = _prepare()
+  selection, judge = questions['selection'], evaluation.Judge(TASK, BYTES)
+  which = np.array([2, 0])
+  batches = selection.batches(which)
+  assert sorted(i for b in batches for i in b.prompt[b.live]) == [0, 2]
+  result = _generated(selection, SAID[:1], batches)
+  (block,) = judge(
+    selection, which, batches, result, np.array([4]), np.zeros(1, int)
+  )
+  assert block.rows.tolist() == [13, 11]
+  assert block.num_tokens[0, :, 0].tolist() == [4, 1]
+  assert block.correct[0, :, 0].tolist() == [True, True]
 
 
 def test_answers_for_another_number_of_batches_are_refused():
@@ -313,5 +367,8 @@ def test_answers_for_another_number_of_batches_are_refused():
   selection = questions['selection']
   judge = evaluation.Judge(TASK, BYTES)
   generated = _generated(selection, SAID)
+  numbers = np.arange(3)
   with pytest.raises(ValueError, match='shorter'):
-    judge(selection, np.array([0, 1, 2]), generated[:1])
+    judge(
+      selection, numbers, selection.batches(), generated[:1], numbers, numbers
+    )

@@ -37,15 +37,16 @@ def _members(devices=1, per_device=2, size=100):
 
 
 @jax.jit
-def _weights_and_ids(weights, ids):
+def _weights_and_ids(weights, ids, draws):
   # A copy: what a step gives back must not be the memory it was lent.
+  del draws
   return jax.tree.map(lambda x: x + np.float32(0), weights), ids + 0
 
 
 @jax.jit
-def _outputs(weights, ids):
+def _outputs(weights, ids, draws):
   """A product whose shape is the number of members in memory."""
-  del ids
+  del ids, draws
   x = np.linspace(-3, 3, 15, dtype=np.float32).reshape(3, 5)
   apply = lambda w: jnp.tanh(x @ w['weight'] + w['bias'][None])
   return jax.vmap(apply)(weights)
@@ -53,7 +54,7 @@ def _outputs(weights, ids):
 
 def _run(members, ids, step=_weights_and_ids):
   """All ids and results of a run, chunks put together."""
-  chunks = list(members.run(ids, step))
+  chunks = [(ids, found) for ids, _, found in members.run(ids, step)]
   together = lambda *parts: np.concatenate(parts)
   return jax.tree.map(together, *chunks)
 
@@ -155,7 +156,7 @@ def test_products_of_one_shape_have_one_result_on_every_mesh():
     members = jax.sharding.PartitionSpec(sharding.MEMBERS)
     return jax.jit(
       jax.shard_map(
-        _outputs, mesh=mesh, in_specs=(members, members), out_specs=members
+        _outputs, mesh=mesh, in_specs=(members,) * 3, out_specs=members
       )
     )
 
@@ -171,17 +172,17 @@ def test_products_of_one_shape_have_one_result_on_every_mesh():
 def test_the_last_chunk_is_filled_with_the_base_and_cut_again():
   dispatched = []
 
-  def step(weights, ids):
+  def step(weights, ids, draws):
     dispatched.append((np.asarray(ids).tolist(), weights['weight'].shape))
-    return _weights_and_ids(weights, ids)
+    return _weights_and_ids(weights, ids, draws)
 
   chunks = list(_members(devices=2, per_device=2).run(range(6), step))
   assert dispatched == [
     ([0, 1, 2, 3], (4, 5, 4)),
     ([4, 5, BASE, BASE], (4, 5, 4)),
   ]
-  assert [ids.tolist() for ids, _ in chunks] == [[0, 1, 2, 3], [4, 5]]
-  for ids, results in chunks:
+  assert [ids.tolist() for ids, *_ in chunks] == [[0, 1, 2, 3], [4, 5]]
+  for ids, _, results in chunks:
     for array in jax.tree.leaves(results):
       assert isinstance(array, np.ndarray)
       assert len(array) == len(ids)
@@ -189,13 +190,13 @@ def test_the_last_chunk_is_filled_with_the_base_and_cut_again():
 
 def test_fewer_members_than_a_chunk_and_none_at_all():
   members = _members(devices=8, per_device=3)
-  assert [ids.tolist() for ids, _ in members.run([5], _outputs)] == [[5]]
+  assert [ids.tolist() for ids, *_ in members.run([5], _outputs)] == [[5]]
   assert list(members.run([], _outputs)) == []
 
 
 def test_ragged_chunks_are_traced_once():
   step = jax.jit(
-    chex.assert_max_traces(lambda w, ids: w['bias'].sum(axis=1), n=1)
+    chex.assert_max_traces(lambda w, *_: w['bias'].sum(axis=1), n=1)
   )
   members = _members(per_device=3)
   for ids in (range(8), [BASE], range(4)):
@@ -205,11 +206,11 @@ def test_ragged_chunks_are_traced_once():
 def test_the_host_works_on_a_chunk_while_the_next_one_runs():
   events = []
 
-  def step(weights, ids):
+  def step(weights, ids, draws):
     events.append(f'dispatch {int(ids[0])}')
-    return _outputs(weights, ids)
+    return _outputs(weights, ids, draws)
 
-  for ids, _ in _members(per_device=2).run(range(7), step):
+  for ids, *_ in _members(per_device=2).run(range(7), step):
     events.append(f'host {ids[0]}')
   assert events == [
     'dispatch 0',
@@ -225,7 +226,7 @@ def test_the_host_works_on_a_chunk_while_the_next_one_runs():
 
 def test_nothing_is_dispatched_before_it_is_asked_for():
   events = []
-  step = lambda weights, ids: events.append(0) or _outputs(weights, ids)
+  step = lambda *args: events.append(0) or _outputs(*args)
   chunks = _members(per_device=1).run(range(9), step)
   assert events == []
   next(chunks)
@@ -235,9 +236,9 @@ def test_nothing_is_dispatched_before_it_is_asked_for():
 def test_weights_live_in_the_memory_of_the_chunk_before():
   lent = []
 
-  def step(weights, ids):
+  def step(weights, ids, draws):
     lent.append(weights)
-    return _outputs(weights, ids)
+    return _outputs(weights, ids, draws)
 
   members = _members(per_device=2)
   _run(members, range(6), step)
@@ -253,11 +254,11 @@ def test_weights_live_in_the_memory_of_the_chunk_before():
 def test_a_step_that_raises_leaves_the_members_usable(error):
   members, calls = _members(per_device=2), []
 
-  def step(weights, ids):
+  def step(weights, ids, draws):
     calls.append(ids)
     if len(calls) == 3:
       raise error
-    return _weights_and_ids(weights, ids)
+    return _weights_and_ids(weights, ids, draws)
 
   chunks = members.run(range(9), step)
   assert next(chunks)[0].tolist() == [0, 1]
@@ -269,11 +270,54 @@ def test_a_step_that_raises_leaves_the_members_usable(error):
 
 def test_a_run_left_half_way_leaves_the_members_usable():
   members = _members(per_device=1)
-  for ids, _ in members.run(range(9), _weights_and_ids):
+  for ids, *_ in members.run(range(9), _weights_and_ids):
     if ids[0] == 2:
       break
   want = _run(_members(per_device=1), range(4, 9))
   chex.assert_trees_all_equal(_run(members, range(4, 9)), want)
+
+
+def test_draws_go_with_their_members():
+  def step(weights, ids, draws):
+    del weights
+    return ids * 100 + draws
+
+  ids, numbers = [3, BASE, BASE, 3, 7], [0, 1, 2, 5, 4]
+  chunks = list(_members(2, 1).run(ids, step, numbers))
+  assert [x.tolist() for x, *_ in chunks] == [[3, BASE], [BASE, 3], [7]]
+  assert [x.tolist() for _, x, _ in chunks] == [[0, 1], [2, 5], [4]]
+  found = np.concatenate([x for *_, x in chunks])
+  np.testing.assert_array_equal(found, 100 * np.array(ids) + numbers)
+
+
+def test_many_draws_of_the_same_members_write_them_once(monkeypatch):
+  written = []
+  write = perturb.Perturber.write
+
+  def counted(self, ids, *args):
+    written.append(np.asarray(ids).tolist())
+    return write(self, ids, *args)
+
+  monkeypatch.setattr(perturb.Perturber, 'write', counted)
+  members = _members(per_device=1)
+  chunks = list(members.run([BASE] * 4, _weights_and_ids, range(4)))
+  assert written == [[BASE]]
+  for _, _, found in chunks:
+    chex.assert_trees_all_equal(found, chunks[0][2])
+  _run(members, [2, BASE])
+  assert written == [[BASE], [2], [BASE]]
+
+
+def test_a_step_that_raises_has_its_members_written_again():
+  members = _members(per_device=1)
+  want = _run(_members(per_device=1), [4])
+
+  def broken(weights, ids, draws):
+    raise ValueError('broken')
+
+  with pytest.raises(ValueError, match='broken'):
+    list(members.run([4], broken))
+  chex.assert_trees_all_equal(_run(members, [4]), want)
 
 
 def test_the_base_id_is_that_of_the_ledger():

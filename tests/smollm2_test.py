@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thicket import decode
+from thicket import decode, sampling
 from thicket.models.load import load
 
 pytestmark = pytest.mark.slow
@@ -57,11 +57,11 @@ def test_greedy_tokens_behind_a_padded_prompt(model, members, shared):
     max_new_tokens=len(GREEDY),
     stop_table=np.stack([never, never + 1]),
     pad_id=model.tokenizer.pad_id,
-    choose=decode.greedy,
+    choose=sampling.greedy,
   )
   # A shorter neighbour, so that one row is padded and the batch is not alone.
   suffixes = [PROMPT[shared:], PROMPT[shared:-6] + PROMPT[-3:]]
-  (prompts,) = decode.batches(suffixes, 2, model.tokenizer.pad_id)
+  (prompts,) = decode.batches(suffixes, range(2), 2, model.tokenizer.pad_id)
   slots = decode.cache_slots(prompts.tokens.shape[1], len(GREEDY))
   axes = jax.tree.map(lambda _: 0, model.params)
 
@@ -76,8 +76,9 @@ def test_greedy_tokens_behind_a_padded_prompt(model, members, shared):
     caches = decode.empty_caches(model.decoder, members, 2, slots, jnp.float32)
     ids = jnp.arange(members, dtype=jnp.int32)
     found, _ = decode.generate(
-      model.decoder, decoding, weights, axes, ids, prefix, prompts, caches
-    )
+      model.decoder, decoding, weights, axes, ids, ids * 0, prefix, prompts,
+      caches,
+    )  # fmt: skip
     return found.tokens
 
   tokens = np.asarray(run(model.params))
