@@ -47,26 +47,27 @@ def _ranges(workdir):
   """Finished ranges by name; what is half-written has Orbax's suffix."""
   return {
     path.relative_to(workdir)
-    for path in workdir.glob('ledger/*/*')
+    for path in workdir.glob('ledger/*/*/*')
     if path.is_dir() and 'orbax-checkpoint-tmp' not in path.name
   }
 
 
 def _saving(workdir):
-  return any(workdir.glob('ledger/*/*.orbax-checkpoint-tmp*'))
+  return any(workdir.glob('ledger/*/*/*.orbax-checkpoint-tmp*'))
 
 
 def _arrays(workdir):
   """Everything that a reader of the ledger gets, as bytes."""
-  ledger = Ledger.read(workdir / 'ledger')
   found = {}
-  for split in ledger.splits:
-    block = ledger.view(split)
-    for field in dataclasses.fields(block):
-      value = getattr(block, field.name)
-      found[split, field.name] = (
-        value.tobytes() if isinstance(value, np.ndarray) else value
-      )
+  for folder in sorted((workdir / 'ledger').iterdir()):
+    ledger = Ledger.read(folder)
+    for split in ledger.splits:
+      block = ledger.view(split)
+      for field in dataclasses.fields(block):
+        value = getattr(block, field.name)
+        found[folder.name, split, field.name] = (
+          value.tobytes() if isinstance(value, np.ndarray) else value
+        )
   return found
 
 

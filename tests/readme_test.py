@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the README shows is what happens."""
 
+import json
 import pathlib
 import re
 import sys
 
 import ml_collections
+import numpy as np
 
+from thicket import race
 from thicket.arguments import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from experiments.arithmetic import __main__ as arithmetic  # noqa: E402
+from experiments.controls import __main__ as controls  # noqa: E402
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
@@ -54,11 +57,26 @@ def test_every_documented_key_exists_and_every_key_is_documented():
 
 
 def test_the_results_are_those_of_the_experiment():
-  paths = sorted(arithmetic.RESULTS.glob('seed-*.json'))
-  assert paths
-  assert arithmetic.table(paths) in README
-  readme = ROOT / 'experiments' / 'arithmetic' / 'README.md'
-  assert arithmetic.table(paths) in readme.read_text(encoding='utf-8')
+  summary = json.loads(controls.SUMMARY.read_text(encoding='utf-8'))
+  readme = ROOT / 'experiments' / 'controls' / 'README.md'
+  for text in (README, readme.read_text(encoding='utf-8')):
+    assert controls.table(summary) in text
+  assert controls.facts(summary) in readme.read_text(encoding='utf-8')
+
+
+def test_the_race_replays_on_the_rewards_of_the_experiment():
+  summary = json.loads(controls.SUMMARY.read_text(encoding='utf-8'))
+  rewards = controls.rewards()
+  selection = summary['selection']
+  assert rewards.shape == (129, 64)
+  assert rewards[0].mean() == selection['base']['score']
+  scores = [x['score'] for x in selection['members']['each']]
+  np.testing.assert_allclose(rewards[1:].mean(axis=1), scores, rtol=1e-6)
+  found = race.replay(rewards[1:], 10, selection['race']['rows'], z=1.64)
+  assert found.recall == selection['race']['recall'] == 1.0
+  assert found.saved == selection['race']['saved']
+  selected = [x['member'] for x in summary['selected']]
+  assert found.top.tolist() == selected
 
 
 def test_no_text_waits_to_be_filled_in():

@@ -709,19 +709,14 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
     ),
     (
       ConfigError,
-      {'controls__population_sizes': (1,)},
-      'controls.population_sizes: N = 1 is below K = 2',
-    ),
-    (
-      ConfigError,
-      {'controls__population_sizes': (9,)},
-      'controls.population_sizes = (9,): 9 is not a whole number in 1..4',
+      {'controls__population_sizes': (8, 0)},
+      'controls.population_sizes = (8, 0): 0 is not a whole number in '
+      '1..2147483648',
     ),
     (
       ConfigError,
       {'controls__prompt_search': 1},
-      'controls.prompt_search = 1: N is at least K = 2 and at most '
-      'population.size = 4; 0 for no search',
+      'controls.prompt_search = 1: N is at least K = 2; 0 for no search',
     ),
     (
       ConfigError,
@@ -823,6 +818,11 @@ def test_what_is_not_set_is_the_task_s(model):
   plan = make_plan(config)
   assert plan.task == tasks.make('arithmetic')
   assert plan.max_new_tokens == 24
+
+
+def test_populations_of_the_curve_lie_between_k_and_n(model):
+  plan = make_plan(_config(model, controls__population_sizes=(9, 3, 2, 1, 4)))
+  assert plan.controls.population_sizes == (2, 3)
 
 
 def test_sizes_are_sorted_and_told_once(model):

@@ -181,9 +181,9 @@ class _Story:
         )
     accuracy = chosen.correct.mean(axis=1)
     self._add_bound(
-      'best-on-test', 'best member on test', chosen, int(accuracy.argmax())
+      'best-on-test', 'best on test', chosen, int(accuracy.argmax())
     )
-    self._add_bound('oracle', f'any of {self.k} selected right', chosen)
+    self._add_bound('oracle', f'any of {self.k} selected', chosen)
 
   def show_self_consistency(self) -> None:
     """Votes of the base's samples, at the temperature chosen on selection."""
@@ -206,7 +206,7 @@ class _Story:
         )
     self._add_bound(
       'oracle-samples',
-      f'any of {self.k} samples right',
+      f'any of {self.k} samples',
       self.samples[best],
     )
 

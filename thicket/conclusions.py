@@ -114,6 +114,16 @@ def verdict(
         'one to the prompt of the run',
       )
     )
+    searched = compared.system(f'prompt-vote-{k}')
+    sampled = compared.system(f'prompt-self-consistency-{k}')
+    if searched and sampled:
+      says.append(
+        _sentence(
+          difference(searched.correct, sampled.correct),
+          f'under prompt {number}, {name}',
+          'as many samples of the base',
+        )
+      )
   elif summary['choices']['prompt']:
     count = len(plan.controls.prompts)
     says.append(f'no other of {count} prompts was better on selection')

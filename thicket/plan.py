@@ -212,17 +212,13 @@ def _controls(
         'controls.temperatures: at 0 all samples are the greedy answer; give '
         'temperatures above 0'
       )
-  if asked.prompt_search and not k <= asked.prompt_search <= n:
+  if asked.prompt_search and asked.prompt_search < k:
     raise ConfigError(
-      f'controls.prompt_search = {asked.prompt_search}: N is at least K = {k} '
-      f'and at most population.size = {n}; 0 for no search'
+      f'controls.prompt_search = {asked.prompt_search}: N is at least K = {k}; '
+      '0 for no search'
     )
   _needs_validation(config, 'controls.validation', asked.validation)
-  grid = _counts('controls.population_sizes', asked.population_sizes, n)
-  if grid and grid[0] < k:
-    raise ConfigError(
-      f'controls.population_sizes: N = {grid[0]} is below K = {k}'
-    )
+  grid = _counts('controls.population_sizes', asked.population_sizes, 2**31)
   prompts = (task.prompt_template, *task.prompt_templates)
   return Controls(
     temperatures=temperatures,
@@ -232,7 +228,7 @@ def _controls(
     same_sigma=asked.same_sigma,
     prompts=tuple(dict.fromkeys(prompts)) if asked.prompts else prompts[:1],
     prompt_search=asked.prompt_search,
-    population_sizes=tuple(size for size in grid if size < n),
+    population_sizes=tuple(size for size in grid if k <= size < n),
     validation=asked.validation,
   )
 

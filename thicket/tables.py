@@ -72,9 +72,9 @@ def selection(summary: Mapping[str, Any]) -> Table:
 def accuracies(test: Mapping[str, Any]) -> Table:
   """All systems on the test split, against base and against sampling."""
   table = _table(
-    f'Test: {test["rows"]} held-out questions',
+    f'Test: {test["rows"]} held-out questions, with 95% intervals',
     'system',
-    'accuracy % [95%]',
+    'accuracy %',
     'against base',
     'against samples',
   )

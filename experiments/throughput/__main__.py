@@ -34,7 +34,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from thicket import data, decode, engine, evaluation, perturb, sharding, tasks
+from thicket import (
+  data,
+  decode,
+  engine,
+  evaluation,
+  perturb,
+  sampling,
+  sharding,
+  tasks,
+)
 from thicket.models.load import LoadedModel, load
 
 ROWS, NEW_TOKENS = 64, 32
@@ -57,6 +66,13 @@ def gemm_peak() -> Callable[[], float]:
   return lambda: max(
     2 * size**3 / seconds(lambda: product(a, a)) for _ in range(3)
   )
+
+
+RULES = {
+  'greedy': sampling.greedy,
+  'sampling': sampling.sampler(0, 0.7),
+  'top-p 0.9': sampling.sampler(0, 0.7, top_p=0.9),
+}
 
 
 def matmul_parameters(model: LoadedModel) -> tuple[int, int]:
@@ -113,7 +129,7 @@ class Bench:
       max_new_tokens=new_tokens,
       context_length=model.decoder.config.context_length,
     )
-    (self.batch,) = questions['selection'].batches
+    (self.batch,) = questions['selection'].batches()
     self.prefix = prefix
     vocab = model.decoder.config.vocab_size
     # State 0 never leads to the accepting state: no row stops before the limit.
@@ -124,13 +140,19 @@ class Bench:
     )
     self.engine = engine.Engine(
       model.decoder,
-      decode.Decoding(new_tokens, table, model.tokenizer.pad_id, decode.greedy),
       mesh=mesh,
       in_axes=self.perturber.in_axes,
-      prefix=prefix,
       dtype=jnp.float32,
     )
-    self.step = engine.answer_all(self.engine, [self.batch])
+    self.steps = {
+      name: engine.answer_all(
+        self.engine,
+        decode.Decoding(new_tokens, table, model.tokenizer.pad_id, rule),
+        prefix,
+        [self.batch],
+      )
+      for name, rule in RULES.items()
+    }
     self.weights = self.perturber.buffers(1)
     self.ids = jnp.zeros(1, jnp.int32)
 
@@ -138,9 +160,10 @@ class Bench:
     """Writes a member's weights; -1 is the base."""
     self.weights = self.perturber.write([member], [1e-3], self.weights)
 
-  def answer(self) -> Any:
+  def answer(self, rule: str = 'greedy') -> Any:
     """Answers the batch with the weights at hand."""
-    return jax.block_until_ready(self.step(self.weights, self.ids))
+    step = self.steps[rule]
+    return jax.block_until_ready(step(self.weights, self.ids, self.ids))
 
 
 def transformers_generate(model: LoadedModel, bench: Bench) -> Callable | None:
@@ -231,7 +254,10 @@ def measure(repeats: int) -> dict[str, Any]:
   rows, size = one.batch.tokens.shape
   prefill_flops = 2 * (body * (rows * size + len(one.prefix)) + head * rows)
   step_flops = 2 * (body + head) * rows
+  for rule in RULES:
+    many.answer(rule)
   keys = (
+    *(f'{rule} of greedy' for rule in list(RULES)[1:]),
     'peak GFLOP/s',
     'prefill of peak',
     'decode of peak',
@@ -262,6 +288,10 @@ def measure(repeats: int) -> dict[str, Any]:
     found['members of base'].append(base_s / member_s)
     found['base tokens/s'].append(rows * NEW_TOKENS / base_s)
     found['members tokens/s'].append(rows * NEW_TOKENS / member_s)
+    many.write(-1)
+    for rule in list(RULES)[1:]:
+      rule_s = seconds(lambda rule=rule: many.answer(rule))
+      found[f'{rule} of greedy'].append(seconds(many.answer) / rule_s)
   found['peak memory GB over budget'] = [memory_over_budget(model)]
   theirs = transformers_generate(model, many)
   if theirs is not None:
@@ -293,6 +323,8 @@ def memory_over_budget(model: LoadedModel) -> float:
         '--config.population.size=2',
         '--config.ensemble.sizes=(1,)',
         f'--config.data.num_test={ROWS}',
+        '--config.controls.temperatures=()',
+        '--config.controls.prompts=False',
       ],
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
