@@ -148,9 +148,10 @@ def test_a_run_says_where_it_is_and_how_to_go_on(tmp_path, model):
   lines = dict(
     line.split(maxsplit=1)
     for line in done.stdout.splitlines()
-    if line.startswith(('summary', 'ledger', 'resume', 'enlarge'))
+    if line.startswith(('report', 'summary', 'ledger', 'resume', 'enlarge'))
   )
   assert pathlib.Path(lines['summary']) == workdir / 'summary.json'
+  assert pathlib.Path(lines['report']).read_text().startswith('<!')
   assert lines['enlarge'].endswith('--config.population.size=16')
   assert 'members on selection: 4 of 4 members' in done.stderr
   assert 's left' in done.stderr
@@ -165,7 +166,7 @@ def test_a_run_says_where_it_is_and_how_to_go_on(tmp_path, model):
     text=True,
     check=True,
   )
-  assert 'members on selection: 4 of 16 are stored' in again.stdout
+  assert '16 members on selection: 4 of 16 stored' in again.stdout
 
   other = _run(*flags, '--config.population.sigmas=(0.3,)')
   complaint = _complaint(other)
@@ -180,7 +181,7 @@ def test_a_full_disk_loses_nothing(tmp_path, model):
   flags = (*flags, '--config.data.num_selection=600')
   # By a shell, not by preexec_fn: forking a process that runs JAX is unsafe.
   done = subprocess.run(
-    ['bash', '-c', 'ulimit -f 40; exec "$@"', 'bash', *_command(*flags)],
+    ['bash', '-c', 'ulimit -f 60; exec "$@"', 'bash', *_command(*flags)],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -218,5 +219,6 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, model):
   # Every member that has a line of metrics is in the ledger.
   told = [json.loads(line) for line in metrics.read_text().splitlines()]
   told = [line['member'] for line in told if line['split'] == 'selection']
-  stored = Ledger.read(workdir / 'ledger').view('selection')
+  (folder,) = (workdir / 'ledger').iterdir()
+  stored = Ledger.read(folder).view('selection')
   assert sorted(told) == stored.members.tolist()
