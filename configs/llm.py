@@ -56,7 +56,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.selection.rerank = 0  # this many best are compared on validation rows
   config.selection.race = False  # drop members that cannot reach the top K
   config.selection.race_z = 1.64  # width of the intervals that decide so
-  config.selection.race_rows = ()  # when; by default decode.rows, doubled
+  config.selection.race_rows = ()  # when; default: whole batches, doubling
 
   # What the ensemble is compared with, in the same run on the same rows.
   config.controls = ml_collections.ConfigDict()

@@ -114,6 +114,8 @@ def test_a_race_that_drops_nobody_is_a_search():
 def test_race_rows_double_from_the_batch_by_default():
   assert _plan().selection.race_rows == (8, 16, 32)
   assert _plan(selection__race_rows=(20,)).selection.race_rows == (20, 32)
+  # Less than two batches: quarters, or a race would have one stage.
+  assert _plan(decode__rows=32).selection.race_rows == (8, 16, 32)
 
 
 def test_scores_are_means_rounded_once():

@@ -191,7 +191,9 @@ def _selection(config: ml_collections.ConfigDict, n: int, k: int) -> Selection:
   total = max(1, config.data.num_selection)  # too few are refused later
   rows = _counts('selection.race_rows', asked.race_rows, total)
   if not rows:
-    rows = race.stages(total, min(config.decode.rows, total))
+    batch = config.decode.rows
+    first = batch if total >= 2 * batch else max(1, total // 4)
+    rows = race.stages(total, first)
   elif rows[-1] != total:
     rows = (*rows, total)
   return Selection(asked.rerank, asked.race, asked.race_z, rows)

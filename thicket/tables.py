@@ -121,7 +121,7 @@ def costs(test: Mapping[str, Any]) -> Table:
 def work_line(work: Mapping[str, Any]) -> str:
   """What was generated, and how fast."""
   stored, ours = work['stored'], work['this_run']
-  line = f'{stored["tokens"]:,} tokens in {stored["answers"]:,} answers stored'
+  line = f'{stored["tokens"]:,} tokens in {stored["answers"]:,} answers kept'
   if ours['answers']:
     line += (
       f'; this run {ours["tokens"]:,} in {ours["seconds"]:.0f} s, '
