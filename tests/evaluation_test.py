@@ -77,6 +77,18 @@ def test_row_ids_follow_the_examples():
   assert questions['test'].row_ids.tolist() == [2**63 - 1, 21, 22]
 
 
+@pytest.mark.parametrize('which', [None, [2, 0]])
+def test_the_token_rule_gets_row_ids_not_places(which):
+  large = Example(5 << 32 | 3, '1 + 1', '2')
+  _, questions = _prepare({'test': (large, *TEST)})
+  words = {0: [5, 3], 1: [0, 21], 2: [0, 22]}
+  batches = questions['test'].batches(which)
+  found = {}
+  for batch in batches:
+    found |= zip(batch.prompt.tolist(), batch.row.tolist(), strict=True)
+  assert found == {i: words[i] for i in which or words}
+
+
 def test_batches_have_the_rows_asked_for():
   _, questions = _prepare(rows=3)
   shapes = [

@@ -25,7 +25,7 @@ def _start(workdir, cache):
       '-m',
       'thicket.main',
       '--config=configs/llm.py:quick',
-      # A range for each member: eight saves a run to be killed in.
+      # A range for each answer set: many saves a run to be killed in.
       '--config.run.members_per_range=1',
       f'--workdir={workdir}',
       f'--compilation_cache={cache}',
@@ -92,6 +92,11 @@ def test_twenty_kills_lose_no_finished_range(tmp_path):
   start = time.monotonic()
   _finish(undisturbed, cache)
   expected = _arrays(undisturbed)
+  # Under several conditions, and seen: else none of them could be lost.
+  saved = {(condition, split) for condition, split, _ in expected}
+  folders = {path.parent.parts[1:] for path in _ranges(undisturbed)}
+  assert folders == saved
+  assert len({condition for condition, _ in saved}) > 1
   whole_s = time.monotonic() - start
 
   draw = random.Random(0)

@@ -320,5 +320,21 @@ def test_a_step_that_raises_has_its_members_written_again():
   chex.assert_trees_all_equal(_run(members, [4]), want)
 
 
+def test_a_write_that_is_interrupted_leaves_the_members_usable(monkeypatch):
+  members = _members(per_device=1)
+  want = _run(members, [4])
+  write = perturb.Perturber.write
+
+  def interrupted(self, *args):
+    write(self, *args)  # what it was given is gone
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(perturb.Perturber, 'write', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      list(members.run([5], _weights_and_ids))
+  chex.assert_trees_all_equal(_run(members, [4]), want)
+
+
 def test_the_base_id_is_that_of_the_ledger():
   assert population.BASE == blocks.BASE == -1

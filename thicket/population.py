@@ -154,7 +154,6 @@ class Members:
       weights, self._held = self._perturber.buffers(self._chunk), None
     # The draws of one member need its weights only once.
     if self._held is None or not np.array_equal(self._held, chunk):
-      self._held = None
       sigmas = self._population.sigma(chunk)
       weights = self._perturber.write(chunk, sigmas, weights)
       self._held = chunk

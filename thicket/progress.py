@@ -17,15 +17,16 @@ _LOG_EVERY_S = 10.0
 class Tally:
   """Counts finished work and says how long the rest will take."""
 
-  def __init__(self, label: str, total: int, log: bool):
-    """Begins at 0 of `total` members."""
+  def __init__(self, label: str, total: int, log: bool, unit: str = 'members'):
+    """Begins at 0 of `total`; a unit is a member, or a sample of the base."""
     self._label, self._total, self._log = label, total, log
+    self._unit = unit
     self._last_log = time.monotonic()
     self._first: tuple[float, int] | None = None
     self.done = 0
 
   def advance(self, number: int) -> None:
-    """Adds finished members; logs at most every ten seconds."""
+    """Adds finished units; logs at most every ten seconds."""
     self.done += number
     now = time.monotonic()
     if self._first is None:
@@ -33,7 +34,7 @@ class Tally:
     due = now - self._last_log >= _LOG_EVERY_S or self.done == self._total
     if self._log and due:
       self._last_log = now
-      so_far = f'{self.done} of {self._total} members'
+      so_far = f'{self.done} of {self._total} {self._unit}'
       parts = [so_far, *filter(None, [self.outlook()])]
       logging.info('%s: %s', self._label, ', '.join(parts))
 
@@ -50,19 +51,21 @@ class Tally:
     if rate is None:
       return ''
     left = (self._total - self.done) / rate
-    return f'{rate:.2f} members/s, {left:.0f} s left'
+    return f'{rate:.2f} {self._unit}/s, {left:.0f} s left'
 
 
 @contextmanager
-def tally(console: Console, label: str, total: int) -> Iterator[Tally]:
-  """Shows the progress of `total` members on the console or in the log."""
+def tally(
+  console: Console, label: str, total: int, unit: str = 'members'
+) -> Iterator[Tally]:
+  """Shows the progress of `total` units on the console or in the log."""
   if not console.is_terminal:
-    yield Tally(label, total, log=True)
+    yield Tally(label, total, True, unit)
     return
   columns = (
     progress.TextColumn('{task.description}'),
     progress.BarColumn(),
-    progress.TextColumn('{task.completed} of {task.total} members'),
+    progress.TextColumn('{task.completed} of {task.total} ' + unit),
     progress.TextColumn('{task.fields[outlook]}'),
   )
   with progress.Progress(*columns, console=console) as bars:
@@ -75,4 +78,4 @@ def tally(console: Console, label: str, total: int) -> Iterator[Tally]:
         super().advance(number)
         bars.update(bar, advance=number, outlook=self.outlook())
 
-    yield Bar(label, total, log=False)
+    yield Bar(label, total, False, unit)

@@ -245,7 +245,8 @@ class Run:
     )
     start, compiled = time.monotonic(), self._engine.compile_s
     members, draws = zip(*units, strict=True)
-    with tally(self.console, label, len(units)) as progress, saver:
+    unit = 'samples' if condition.temperature else 'members'
+    with tally(self.console, label, len(units), unit) as progress, saver:
       for ids, numbers, generated in self._members.run(members, step, draws):
         blocks = self._judge(
           questions, which, batches, generated, ids, numbers,
