@@ -235,7 +235,7 @@ def test_the_token_rule_is_told_who_a_row_is():
 
 def test_one_engine_serves_rules_and_prefixes_in_turn():
   setting = _Setting(1)
-  sampled = _decoding(sampling.sampler(0, 1.0))
+  sampled = _decoding(sampling.sampler(0, 1.0, top_k=20, top_p=0.9))
   other = (7, 3, 50)
   ids, batches = [1, 2], BATCHES[:1]
   settings = [(DECODING, PREFIX), (sampled, PREFIX), (DECODING, other)]

@@ -178,6 +178,7 @@ def _cut(logits: jax.Array, weight: jax.Array, needed: jax.Array) -> jax.Array:
     higher = least | (sign >> i.astype(jnp.uint32))
     return jnp.where(held(higher) >= needed, higher, least)
 
-  least = jnp.zeros((*logits.shape[:-1], 1), jnp.uint32)
+  # Zeros that are known to differ from device to device, as the logits do.
+  least = order[..., :1] & np.uint32(0)
   least = jax.lax.fori_loop(0, 32, narrow, least)
   return jnp.where(order >= least, logits, -jnp.inf)
