@@ -289,6 +289,7 @@ def measure(repeats: int) -> dict[str, Any]:
     found['base tokens/s'].append(rows * NEW_TOKENS / base_s)
     found['members tokens/s'].append(rows * NEW_TOKENS / member_s)
     many.write(-1)
+    jax.block_until_ready(many.weights)
     for rule in list(RULES)[1:]:
       rule_s = seconds(lambda rule=rule: many.answer(rule))
       found[f'{rule} of greedy'].append(seconds(many.answer) / rule_s)
