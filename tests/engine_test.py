@@ -40,6 +40,7 @@ def _decoding(choose=sampling.greedy):
 
 
 DECODING = _decoding()
+SAMPLED = _decoding(sampling.sampler(0, 1.0, top_k=20, top_p=0.9))
 
 
 @functools.cache
@@ -80,10 +81,12 @@ class _Setting:
       self.perturber, Population(5, 100, (SIGMA,)), self.mesh, per_device=2
     )
 
-  def answers(self, ids, batches=BATCHES, decoding=DECODING, prefix=PREFIX):
+  def answers(
+    self, ids, batches=BATCHES, decoding=DECODING, prefix=PREFIX, draws=None
+  ):
     """A `Generated` for each batch, all members together."""
     step = answer_all(self.engine, decoding, prefix, batches)
-    chunks = list(self.members.run(ids, step))
+    chunks = list(self.members.run(ids, step, draws))
     return jax.tree.map(
       lambda *parts: np.concatenate(parts), *[found for *_, found in chunks]
     )
@@ -121,8 +124,8 @@ def _plain(weights, ids, prefix, prompts):
   )[0]
 
 
-def _expected(weights, ids, batches=BATCHES):
-  prefix, ids = np.array(PREFIX, np.int32), np.array(ids, np.int32)
+def _expected(weights, ids, batches=BATCHES, prefix=PREFIX):
+  prefix, ids = np.array(prefix, np.int32), np.array(ids, np.int32)
   return tuple(
     jax.device_get(_plain(weights, ids, prefix, batch)) for batch in batches
   )
@@ -219,14 +222,9 @@ def test_the_token_rule_is_told_who_a_row_is():
   numbers = np.array([3, 2], np.int32)
   weights = setting.weights([0] * 16)
   draws = np.arange(16, dtype=np.int32)
-  got = engine.generate(
-    _decoding(choose),
-    weights,
-    setting.place(ids),
-    setting.place(draws),
-    engine.prefill(weights, PREFIX),
-    BATCHES[0]._replace(row=sampling.row_words(numbers)),
-  )
+  batch = BATCHES[0]._replace(row=sampling.row_words(numbers))
+  step = answer_all(engine, _decoding(choose), PREFIX, [batch])
+  (got,) = step(weights, setting.place(ids), setting.place(draws))
   np.testing.assert_array_equal(
     got.tokens[:, :, 0],
     (ids[:, None] * 10 + numbers[None] + draws[:, None] * 3) % V,
@@ -235,10 +233,9 @@ def test_the_token_rule_is_told_who_a_row_is():
 
 def test_one_engine_serves_rules_and_prefixes_in_turn():
   setting = _Setting(1)
-  sampled = _decoding(sampling.sampler(0, 1.0, top_k=20, top_p=0.9))
   other = (7, 3, 50)
   ids, batches = [1, 2], BATCHES[:1]
-  settings = [(DECODING, PREFIX), (sampled, PREFIX), (DECODING, other)]
+  settings = [(DECODING, PREFIX), (SAMPLED, PREFIX), (DECODING, other)]
   first = [setting.answers(ids, batches, *x) for x in settings]
   compiled = dict(setting.engine._programs)
   again = [setting.answers(ids, batches, *x) for x in settings]
@@ -246,11 +243,32 @@ def test_one_engine_serves_rules_and_prefixes_in_turn():
   assert setting.engine._programs == compiled
   # Two prefixes, and generation for each setting.
   assert len(compiled) == 5
-  for setting_of, found in zip(settings, first, strict=True):
-    fresh = _Setting(1).answers(ids, batches, *setting_of)
-    chex.assert_trees_all_equal(found, fresh)
+  weights = setting.weights(ids)
+  for prefix, found in ((PREFIX, first[0]), (other, first[2])):
+    want = _expected(weights, ids, batches, prefix)
+    chex.assert_trees_all_equal(found, want)
+  # An engine that has not seen the other prefix.
+  alone = _setting(1).answers(ids, batches, SAMPLED, PREFIX)
+  chex.assert_trees_all_equal(first[1], alone)
   assert (first[0][0].tokens != first[1][0].tokens).any()
   assert (first[0][0].tokens != first[2][0].tokens).any()
+
+
+def test_a_sample_is_the_same_whatever_else_is_drawn():
+  setting, ids = _setting(1), [1, 1, 1, 2, 1, 2]
+  draws = [0, 1, 5, 5, 3, 0]
+  got = setting.answers(ids, BATCHES[:1], SAMPLED, draws=draws)
+  # In another order, with other neighbours and fewer of them.
+  chosen = [5, 2, 0]
+  some = setting.answers(
+    [ids[i] for i in chosen],
+    BATCHES[:1],
+    SAMPLED,
+    draws=[draws[i] for i in chosen],
+  )
+  _assert_same_answers(some, jax.tree.map(lambda x: x[chosen], got))
+  for row in range(2):
+    assert len({x.tobytes() for x in got[0].tokens[:, row]}) == len(ids)
 
 
 # Programs and memory.
