@@ -13,7 +13,7 @@ from thicket.blocks import BASE
 from thicket.comparison import Comparison
 from thicket.estimates import Estimate, difference
 from thicket.plan import Plan
-from thicket.ranking import scores
+from thicket.ranking import scores_by_id
 
 
 def trust(plan: Plan, compared: Comparison) -> Estimate:
@@ -24,13 +24,12 @@ def trust(plan: Plan, compared: Comparison) -> Estimate:
   rewards = found.scored.reward[1:, :, 0][is_whole].astype(np.float64)
   groups = population.sigma_index(ids)[is_whole]
   low, high = plan.task.reward_range
-  base_score = float(scores(found.scored)[0])
+  base_score = found.base_score
   place = {int(i): at for at, i in enumerate(ids[is_whole])}
   chosen = [place[i] for i in found.ranked]
   expected_gain = None
-  if (
-    is_whole.all()
-  ):  # those that a race has left are lucky, and expect too much
+  # Those that a race has left are lucky, and expect too much.
+  if is_whole.all():
     expected = quality.shrinkage(rewards, groups, bounds=(low, high))
     expected_gain = float(expected[chosen].mean()) - base_score
   halves = quality.split_half(rewards, groups)
@@ -38,17 +37,15 @@ def trust(plan: Plan, compared: Comparison) -> Estimate:
   validation_gain = None
   validated = compared.validated
   if validated is not None:
-    block_scores = dict(
-      zip(validated.members.tolist(), scores(validated), strict=True)
-    )
-    both = [i for i in place if i in block_scores]
+    fresh = scores_by_id(validated)
+    both = [i for i in place if i in fresh]
     agreement = quality.rank_agreement(
       found.scores[both],
-      np.array([block_scores[i] for i in both]),
+      np.array([fresh[i] for i in both]),
       population.sigma_index(both),
     )
     validation_gain = float(
-      np.mean([block_scores[i] for i in found.ranked]) - block_scores[BASE]
+      np.mean([fresh[i] for i in found.ranked]) - fresh[BASE]
     )
   mean = compared.system('selected-mean')
   by_group = {x['group']: x for x in agreement}

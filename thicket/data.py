@@ -30,7 +30,7 @@ from thicket.tasks import base
 Rows = Callable[[], Iterable[base.Example]]
 
 TFDS_PREFIX = 'tfds:'
-_SPLITS = ('selection', 'validation', 'test')
+SPLITS = ('selection', 'validation', 'test')
 
 
 def load(
@@ -152,7 +152,7 @@ def examples_from_json(stored: Mapping[str, Any]) -> base.Splits:
   try:
     rows = {
       name: tuple(base.Example(**row) for row in stored[name])
-      for name in _SPLITS
+      for name in SPLITS
     }
     return base.Splits(**rows, source=stored['source'])
   except (KeyError, TypeError, AttributeError) as error:
@@ -202,7 +202,7 @@ class _Census:
 def _named(
   splits: base.Splits,
 ) -> Iterator[tuple[str, tuple[base.Example, ...]]]:
-  for name in _SPLITS:
+  for name in SPLITS:
     yield name, getattr(splits, name)
 
 

@@ -11,7 +11,7 @@ from thicket import metrics
 
 Estimate = dict[str, Any]
 
-_LEVEL = 0.05
+SIGNIFICANT = 0.05  # p below it, Holm's in a table, is called a difference
 
 
 def rate(correct: np.ndarray) -> Estimate:
@@ -38,25 +38,42 @@ def accuracy(correct: np.ndarray) -> Estimate:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-  """Mean difference over questions, with paired 95% intervals, and a claim.
+  """One of `differences`, of [r] against [r]."""
+  (found,) = differences(ours[None], theirs[None])
+  return found
 
-  The claim is 'above' or 'below' only if the percentile interval excludes zero
+
+def differences(ours: np.ndarray, theirs: np.ndarray) -> list[Estimate]:
+  """Mean differences over questions, with paired 95% intervals, and claims.
+
+  A claim is 'above' or 'below' only if the percentile interval excludes zero
   and, where both systems are right or wrong, the exact test agrees: with few
   unequal questions a bootstrap alone is too sure.
+
+  Args:
+    ours: [n, r] of n systems on r questions, in [0, 1].
+    theirs: [n, r] of what each is compared with.
   """
-  found = metrics.paired_difference(ours, theirs)
-  bca = metrics.paired_difference(ours, theirs, method='bca')
-  is_binary = np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all()
-  p = None
-  if is_binary:
-    p = float(metrics.mcnemar(ours.astype(bool), theirs.astype(bool)))
-  claim = 'none'
-  if not found.low <= 0 <= found.high and (p is None or p < _LEVEL):
-    claim = 'above' if found.low > 0 else 'below'
-  return {
-    'difference': float(found.estimate),
-    'interval': [float(found.low), float(found.high)],
-    'bca': [float(bca.low), float(bca.high)],
-    'p': p,
-    'claim': claim,
-  }
+  found, bca = (
+    metrics.paired_difference(ours, theirs, method=method)
+    for method in metrics.METHODS
+  )
+  is_binary = [np.isin(x, (0, 1)).all(axis=-1) for x in (ours, theirs)]
+  p_values = metrics.mcnemar(ours == 1, theirs == 1)
+  results = []
+  for i, has_p in enumerate(is_binary[0] & is_binary[1]):
+    low, high = float(found.low[i]), float(found.high[i])
+    p = float(p_values[i]) if has_p else None
+    claim = 'none'
+    if not low <= 0 <= high and (p is None or p < SIGNIFICANT):
+      claim = 'above' if low > 0 else 'below'
+    results.append(
+      {
+        'difference': float(found.estimate[i]),
+        'interval': [low, high],
+        'bca': [float(bca.low[i]), float(bca.high[i])],
+        'p': p,
+        'claim': claim,
+      }
+    )
+  return results

@@ -21,9 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-Summary = Mapping[str, Any]
+from thicket.estimates import SIGNIFICANT
 
-SIGNIFICANT = 0.05  # Holm's p below which a marker is filled
+Summary = Mapping[str, Any]
 
 _BLUE, _SKY, _ORANGE, _GREEN = '#0072B2', '#56B4E9', '#D55E00', '#009E73'
 _GREY = '#555555'

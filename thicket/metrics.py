@@ -61,13 +61,29 @@ def wilson(
       f'successes={s[is_bad][0]:g} of trials={n[is_bad][0]:g}: needs '
       f'0 <= successes <= trials'
     )
-  z2 = special.ndtri(0.5 + confidence / 2) ** 2
-  centre = (s + z2 / 2) / (n + z2)
-  variance = s * (n - s) / np.maximum(n, 1) + z2 / 4
-  reach = np.sqrt(z2 * variance) / (n + z2)
-  low = np.where(s == 0, 0.0, centre - reach)
-  high = np.where(s == n, 1.0, centre + reach)
-  return low, high
+  z = special.ndtri(0.5 + confidence / 2)
+  low, high = wilson_bounds(s / np.maximum(n, 1), n, z)
+  return np.where(s == 0, 0.0, low), np.where(s == n, 1.0, high)
+
+
+def wilson_bounds(
+  rate: npt.ArrayLike, trials: npt.ArrayLike, z: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Wilson's interval, written as a mean of the rate and 1/2.
+
+  Args:
+    rate: [...] in [0, 1]; NaN gives NaN.
+    trials: [...] counts that broadcast against them.
+    z: its half-width in standard deviations, above 0, maybe infinite.
+
+  Returns:
+    (low, high), float64 [...], of which rounding may pass 0 and 1.
+  """
+  rate = np.asarray(rate, np.float64)
+  w = 1 / (1 + np.asarray(trials, np.float64) / z / z)
+  centre = (1 - w) * rate + w / 2
+  reach = np.sqrt(w * (1 - w) * rate * (1 - rate) + w * w / 4)
+  return centre - reach, centre + reach
 
 
 def paired_bootstrap(

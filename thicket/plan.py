@@ -58,7 +58,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """How the K are found among N, see `comparison.search`."""
+  """How the K are found among N, see `ranking.rank`."""
 
   rerank: int  # M best members compared again on validation rows; 0: none
   race: bool

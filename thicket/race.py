@@ -8,7 +8,7 @@ a proportion. A reward between 0 and 1 varies by p(1 - p) at most, and members
 that answer the same items differ by less chance than two proportions would, so
 the race is cautious: it drops fewer members than it could.
 
-Axes: N members, m of them racing, r items, n of them answered. NumPy only.
+Axes: N members, m of them racing, r items, n of them answered. No JAX.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from thicket import metrics
 
 _ROUNDING = 1e-6  # of float32 rewards at their bounds
 
@@ -88,15 +90,9 @@ def survivors(
   _check_k(k, len(rate))
   if not z > 0:
     raise ValueError(f'z={z}: must be above 0')
-  n = rate.shape[1]
-  # Wilson's interval as a mean of the rate and 1/2, so that z may be infinite.
   p = rate.mean(axis=1)
-  w = 1 / (1 + n / z / z)
-  centre = (1 - w) * p + w / 2
-  reach = np.sqrt(w * (1 - w) * p * (1 - p) + w * w / 4)
-  is_nan = np.isnan(p)
-  low = np.where(is_nan, -np.inf, centre - reach)
-  high = np.where(is_nan, -np.inf, centre + reach)
+  bounds_of_p = metrics.wilson_bounds(p, rate.shape[1], z)
+  low, high = np.where(np.isnan(p), -np.inf, bounds_of_p)
   return high >= np.sort(low)[-k]
 
 

@@ -72,6 +72,11 @@ def scores(block: Block) -> np.ndarray:
   return block.reward.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
 
+def scores_by_id(block: Block) -> dict[int, float]:
+  """The scores of a block by member id."""
+  return dict(zip(block.members.tolist(), scores(block), strict=True))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranking:
   """What a search found.
@@ -93,6 +98,13 @@ class Ranking:
   validated: Block | None
   ranked: tuple[int, ...]
   cost: Cost
+
+  @property
+  def base_score(self) -> float:
+    """Of the base on the selection rows; it stands first in `scored`."""
+    return float(
+      self.scored.reward[0].mean(dtype=np.float64).astype(np.float32)
+    )
 
 
 def rank(
@@ -139,21 +151,12 @@ def rank(
       condition, 'validation', [BASE, *best],
       label=f'{len(best)} best members on validation',
     )  # fmt: skip
-    again = dict(zip(validated.members, scores(validated), strict=True))
+    again = scores_by_id(validated)
     # By descending validation score; sorting is stable, so that members who
     # are equal there keep their order of selection.
     best = sorted(best, key=lambda i: -again[i])
-    spent += cost(_without_base(validated))
+    tokens = validated.num_tokens[1:]  # without the base's
+    spent += Cost(tokens.size, int(tokens.sum()))
   return Ranking(
     condition, scored, found, asked, validated, tuple(best[:k]), spent
-  )
-
-
-def _without_base(block: Block) -> Block:
-  kept = np.flatnonzero(block.members != BASE)
-  return dataclasses.replace(
-    block,
-    members=block.members[kept],
-    seen=block.seen[kept],
-    num_tokens=block.num_tokens[kept],
   )

@@ -23,6 +23,7 @@ from absl import logging
 from rich.console import Console
 
 from thicket import (
+  data,
   decode,
   engine,
   evaluation,
@@ -42,7 +43,7 @@ from thicket.plan import Condition, ConfigError, make_plan, make_recipe
 from thicket.population import Members, PopulationError
 from thicket.progress import tally
 from thicket.recipe import recipe_hash
-from thicket.stored import SPLITS, save_plan
+from thicket.stored import save_plan
 from thicket.summary import Summary
 
 
@@ -198,7 +199,7 @@ class Run:
     prefix, questions = evaluation.prepare(
       task,
       model.tokenizer,
-      {split: getattr(plan.splits, split) for split in SPLITS},
+      {split: getattr(plan.splits, split) for split in data.SPLITS},
       rows=self.config.decode.rows,
       max_new_tokens=plan.max_new_tokens,
       context_length=model.decoder.config.context_length,

@@ -22,7 +22,6 @@ from thicket.blocks import Block
 from thicket.ledger import Ledger, LedgerError, write_atomically
 from thicket.plan import Condition, Plan, make_plan
 
-SPLITS = ('selection', 'validation', 'test')
 _FILE = 'plan.json'
 
 

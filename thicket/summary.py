@@ -16,12 +16,11 @@ import numpy as np
 from thicket import conclusions, metrics, race
 from thicket.analysis import curves
 from thicket.analysis.repairs import repairs
-from thicket.blocks import BASE, Block
 from thicket.comparison import Comparison, System
-from thicket.estimates import accuracy, difference, rate
+from thicket.estimates import accuracy, difference, differences, rate
 from thicket.panel import of_members
 from thicket.plan import Plan
-from thicket.ranking import Answers, Cost, Ranking, scores
+from thicket.ranking import Answers, Cost, Ranking, scores_by_id
 
 Summary = dict[str, Any]
 Facts = Callable[[], dict[str, Any]]
@@ -63,9 +62,7 @@ def build(answers: Answers, plan: Plan, compared: Comparison) -> Summary:
 def selection_summary(plan: Plan, found: Ranking) -> Summary:
   """What the selection split says of base and members."""
   block, population = found.scored, plan.population
-  base = _part(block, block.members == BASE)
-  base_score = float(scores(base)[0])
-  ids = block.members[block.members != BASE]
+  base_score, ids = found.base_score, population.ids()[: len(found.scores)]
   index = population.sigma_index(ids)
   finished = ~np.isnan(found.scores)
   per_sigma = []
@@ -85,11 +82,12 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
     'rows': len(block.rows),
     'base': {
       'score': base_score,
-      'accuracy': rate(base.correct),
-      'lenient_accuracy': float(base.lenient_correct.mean()),
-      'abstention_rate': float((base.answer < 0).mean()),
-      'truncation_rate': float(base.truncated.mean()),
-      'mean_tokens': float(base.num_tokens.mean()),
+      # It stands first.
+      'accuracy': rate(block.correct[0]),
+      'lenient_accuracy': float(block.lenient_correct[0].mean()),
+      'abstention_rate': float((block.answer[0] < 0).mean()),
+      'truncation_rate': float(block.truncated[0].mean()),
+      'mean_tokens': float(block.num_tokens[0].mean()),
     },
     'members': {
       'count': len(ids),
@@ -109,14 +107,6 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
     'cost': _cost(found.cost),
     'race': _race(plan, found),
   }
-
-
-def _part(block: Block, is_in: np.ndarray) -> Any:
-  """Some members' columns, as attributes."""
-  names = ('reward', 'correct', 'lenient_correct', 'answer', 'truncated')
-  names += ('num_tokens', 'seen')
-  columns = {name: getattr(block, name)[is_in] for name in names}
-  return type('Part', (), columns)
 
 
 def _number(value: float) -> float | None:
@@ -152,7 +142,8 @@ def _race(plan: Plan, found: Ranking) -> Summary:
 
 def _systems(compared: Comparison) -> list[Summary]:
   """Rows of the table; p-values are corrected over all of them."""
-  base, rows, tests = compared.systems[0], [], []
+  base, rows = compared.systems[0], []
+  pairs: list[tuple[Summary, str, System, System]] = []
   for system in compared.systems:
     row = {
       'id': system.id,
@@ -173,9 +164,14 @@ def _systems(compared: Comparison) -> list[Summary]:
       ('against_samples', _equal_passes(compared, system)),
     ):
       if other not in (None, system) and system.kind != 'bound':
-        row[column] = difference(system.correct, other.correct)
-        tests.append(row[column])
+        pairs.append((row, column, system, other))
     rows.append(row)
+  tests = differences(
+    np.stack([system.correct for *_, system, _ in pairs]),
+    np.stack([other.correct for *_, other in pairs]),
+  )
+  for (row, column, *_), test in zip(pairs, tests, strict=True):
+    row[column] = test
   with_p = [test for test in tests if test['p'] is not None]
   adjusted = metrics.holm([test['p'] for test in with_p]) if with_p else []
   for test in tests:
@@ -200,10 +196,8 @@ def _tested(
   ids = plan.population.ids()
   block = answers.held(plan.greedy, 'test', ids)
   whole = block.seen.all(axis=(1, 2))
-  again = {}
-  if compared.validated is not None:
-    fresh = compared.validated
-    again = dict(zip(fresh.members.tolist(), scores(fresh), strict=True))
+  fresh = compared.validated
+  again = {} if fresh is None else scores_by_id(fresh)
   return [
     {
       'member': int(i),
@@ -276,8 +270,9 @@ def _population_curve(plan: Plan, compared: Comparison) -> list[Summary]:
     return []  # a point is no curve
   base, k = compared.base.correct[0], plan.sizes[-1]
   block, found = compared.found.scored, compared.found
-  known = block.seen.all()
-  panel = of_members(plan.task, block, range(len(found.scores))) if known else 0
+  everyone = None
+  if block.seen.all():
+    everyone = of_members(plan.task, block, range(len(found.scores)))
   tested = set(found.ranked)  # paid for by the search itself
   points = []
   for size, (ranking, voters) in sorted(compared.populations.items()):
@@ -285,9 +280,9 @@ def _population_curve(plan: Plan, compared: Comparison) -> list[Summary]:
     new = set(ranking.ranked) - tested
     tested |= new
     split = None
-    if known:
+    if everyone is not None:
       mean, low, high = curves.resampled_populations(
-        found.scores, panel, size, k
+        found.scores, everyone, size, k
       )
       split = {'rate': mean, 'interval': [low, high]}
     points.append(
@@ -295,9 +290,7 @@ def _population_curve(plan: Plan, compared: Comparison) -> list[Summary]:
         'n': size,
         'k': k,
         'accuracy': rate(vote.correct),
-        'against_base': difference(
-          vote.correct.astype(np.float64), base.astype(np.float64)
-        ),
+        'against_base': difference(vote.correct, base),
         'new_test_answers': len(new) * len(plan.splits.test),
         'selection_split': split,
       }

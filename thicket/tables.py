@@ -9,6 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from thicket.estimates import SIGNIFICANT
+
 
 def percent(found: float, interval: Sequence[float], sign: str = '') -> str:
   """A share or a difference of shares with its interval, in percent."""
@@ -24,11 +26,11 @@ def share(found: float | None) -> str:
 
 
 def against(found: Mapping[str, Any] | None) -> str:
-  """A difference with its interval; a star where Holm's p is below 0.05."""
+  """A difference with its interval; a star where Holm's p is small."""
   if found is None:
     return ''
   p = found['p_holm']
-  star = '*' if p is not None and p < 0.05 else ' '
+  star = '*' if p is not None and p < SIGNIFICANT else ' '
   return percent(found['difference'], found['interval'], '+') + star
 
 
@@ -89,7 +91,7 @@ def accuracies(test: Mapping[str, Any]) -> Table:
       against(row['against_samples']),
     )
   table.caption = (
-    'against samples: as many samples of the base; * Holm p < 0.05'
+    f'against samples: as many samples of the base; * Holm p < {SIGNIFICANT:g}'
   )
   table.caption_justify = 'left'
   return table
