@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which controls there are, what they are asked and what they cost."""
 
+import made
 import numpy as np
 import pytest
-from made import Made, Thicket, gold, plan
+from made import Made, Thicket, gold, small_plan
 
 from thicket.blocks import BASE
 from thicket.comparison import compare
@@ -15,37 +16,26 @@ N, K, ROWS, TESTED = 9, 3, 16, 12
 
 
 def _plan(**changes):
-  return plan(
+  return small_plan(
     **{
       'population__size': N,
-      'population__sigmas': (0.1, 0.2, 0.4),
-      'ensemble__sizes': (1, K),
       'data__num_selection': ROWS,
       'data__num_validation': 8,
       'data__num_test': TESTED,
-      'controls__temperatures': (0.5, 1.0),
-      'controls__population_sizes': (4, 6),
-      'controls__validation': True,
     }
     | changes
   )
 
 
-def _compare(asked, say):
-  source = Made(asked, say)
-  found = rank(source, asked, asked.greedy, asked.population.size)
-  return source, compare(source, asked, found)
-
-
 @pytest.fixture(scope='module')
-def made():
+def every():
   asked = _plan()
-  source, compared = _compare(asked, Thicket(asked, 0, spread=0.5))
+  source, compared = made.compared(asked, Thicket(asked, 0, spread=0.5))
   return asked, source, compared
 
 
-def test_every_control_is_a_row_in_order(made):
-  _, _, compared = made
+def test_every_control_is_a_row_in_order(every):
+  _, _, compared = every
   found = [(x.id, x.kind, x.passes) for x in compared.systems]
   best = compared.temperature[compared.found.condition.template]
   other = 1.5 - best
@@ -68,9 +58,9 @@ def test_every_control_is_a_row_in_order(made):
   assert compared.missing == []
 
 
-def test_only_the_selection_split_is_chosen_on(made):
+def test_only_the_selection_split_is_chosen_on(every):
   """Nothing but what was chosen is asked on test, before it is chosen."""
-  asked, source, compared = made
+  asked, source, compared = every
   own = asked.task.prompt_template
   tested = [x for x in source.asked if x[1] == 'test']
   templates = {condition.template for condition, *_ in tested}
@@ -91,8 +81,8 @@ def _winning(asked, compared):
   return max(index, key=index.count)
 
 
-def test_votes_and_bounds_are_what_they_say(made):
-  _, _, compared = made
+def test_votes_and_bounds_are_what_they_say(every):
+  _, _, compared = every
   right = compared.ensemble.correct
   np.testing.assert_array_equal(
     compared.system('best-member').correct, right[0]
@@ -108,8 +98,8 @@ def test_votes_and_bounds_are_what_they_say(made):
   assert compared.system('nothing') is None
 
 
-def test_costs_can_be_read_off(made):
-  _, _, compared = made
+def test_costs_can_be_read_off(every):
+  _, _, compared = every
   search = compared.found.cost
   assert search.answers == N * ROWS
   for name in ('selected-mean', 'best-member', 'vote-3', 'same-sigma'):
@@ -134,7 +124,7 @@ def test_the_temperature_is_that_of_the_best_vote_on_selection():
     n = len(answers) // (1 if condition.temperature == better else 2)
     return answers[:n] + [None] * (len(answers) - n)
 
-  _, compared = _compare(asked, say)
+  _, compared = made.compared(asked, say)
   own = asked.task.prompt_template
   assert compared.temperature == {own: 1.0}
   assert compared.temperature_scores == {own: {0.5: 0.5, 1.0: 1.0}}
@@ -147,13 +137,13 @@ def test_the_temperature_is_that_of_the_best_vote_on_selection():
 def test_equal_temperatures_leave_the_lowest():
   asked = _plan(controls__prompts=False)
   same = lambda condition, split, *_: gold(asked, split)
-  _, compared = _compare(asked, same)
+  _, compared = made.compared(asked, same)
   assert compared.temperature[asked.task.prompt_template] == 0.5
 
 
 def test_one_temperature_costs_no_choice():
   asked = _plan(controls__temperatures=(0.7,), controls__prompts=False)
-  source, compared = _compare(asked, Thicket(asked, 1))
+  source, compared = made.compared(asked, Thicket(asked, 1))
   assert compared.system('self-consistency-3').selection == Cost()
   assert not any(
     condition.temperature and split == 'selection'
@@ -176,7 +166,7 @@ def _prefers(asked, number):
 
 def test_the_best_prompt_is_measured_and_searched_under():
   asked = _plan(controls__prompt_search=5)
-  source, compared = _compare(asked, _prefers(asked, 3))
+  source, compared = made.compared(asked, _prefers(asked, 3))
   chosen = asked.controls.prompts[2]
   assert compared.prompt == chosen
   assert compared.prompt_scores == dict(
@@ -200,7 +190,7 @@ def test_the_best_prompt_is_measured_and_searched_under():
 
 def test_the_own_prompt_needs_no_second_run():
   asked = _plan(controls__prompt_search=5)
-  _, compared = _compare(asked, _prefers(asked, 1))
+  _, compared = made.compared(asked, _prefers(asked, 1))
   assert compared.prompt == asked.task.prompt_template
   assert not any(x.id.startswith('prompt') for x in compared.systems)
   assert len(compared.prompt_scores) == 3
@@ -222,7 +212,7 @@ def test_random_members_of_the_winning_sigma():
     n = {8: 12, 2: 10, 4: 9}.get(member, 0) if split == 'selection' else member
     return answers[:n] + [None] * (len(answers) - n)
 
-  _, compared = _compare(asked, say)
+  _, compared = made.compared(asked, say)
   assert compared.found.ranked == (8, 2, 4)
   same = compared.system('same-sigma')
   assert same.name == 'vote of 3 of sigma 0.4'
@@ -234,13 +224,13 @@ def test_random_members_of_the_winning_sigma():
 
 def test_fewer_members_of_a_sigma_than_k_are_counted():
   asked = _plan(ensemble__sizes=(5,), controls__population_sizes=())
-  _, compared = _compare(asked, Thicket(asked, 2))
+  _, compared = made.compared(asked, Thicket(asked, 2))
   assert compared.system('same-sigma').passes == 3
   assert compared.system('same-sigma').name.startswith('vote of 3 of sigma')
 
 
-def test_populations_are_nested_searches(made):
-  asked, source, compared = made
+def test_populations_are_nested_searches(every):
+  asked, source, compared = every
   assert sorted(compared.populations) == [4, 6, N]
   for size, (found, voters) in compared.populations.items():
     assert len(found.scores) == size
@@ -250,8 +240,8 @@ def test_populations_are_nested_searches(made):
   assert compared.populations[N][1] is compared.ensemble
 
 
-def test_all_members_are_validated_when_asked(made):
-  _, _, compared = made
+def test_all_members_are_validated_when_asked(every):
+  _, _, compared = every
   assert compared.validated.members.tolist() == [BASE, *range(N)]
   assert compared.validated.reward.shape == (1 + N, 8, 1)
 
@@ -269,8 +259,8 @@ def test_all_members_are_validated_when_asked(made):
 )
 def test_each_control_has_a_switch(switch, off, gone):
   asked = _plan(**{switch: off})
-  source, compared = _compare(asked, Thicket(asked, 0, spread=0.5))
-  full = _compare(_plan(), Thicket(asked, 0, spread=0.5))[0]
+  source, compared = made.compared(asked, Thicket(asked, 0, spread=0.5))
+  full = made.compared(_plan(), Thicket(asked, 0, spread=0.5))[0]
   assert not any(x.id.startswith(gone) for x in compared.systems if gone)
   assert len(source.asked) < len(full.asked)
 
@@ -302,7 +292,7 @@ def test_the_lenient_rule_is_kept_apart():
     # The base knows every answer and writes none so that it can be read.
     return [(None, g) for g in right] if member == BASE else right
 
-  _, compared = _compare(asked, say)
+  _, compared = made.compared(asked, say)
   base = compared.system('base')
   assert (base.correct.mean(), base.lenient_correct.mean()) == (0.0, 1.0)
   assert (base.abstention_rate, base.without_vote) == (1.0, TESTED)

@@ -7,7 +7,9 @@ import numpy as np
 
 from thicket.arguments import load_config
 from thicket.blocks import BASE, Block
+from thicket.comparison import compare
 from thicket.plan import make_plan
+from thicket.ranking import rank
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,6 +30,27 @@ def config(**changes):
 def plan(**changes):
   """The plan of such a configuration."""
   return make_plan(config(**changes))
+
+
+def small_plan(**changes):
+  """A plan with every control, K = 3, three sigmas and two temperatures."""
+  return plan(
+    **{
+      'population__sigmas': (0.1, 0.2, 0.4),
+      'ensemble__sizes': (1, 3),
+      'controls__temperatures': (0.5, 1.0),
+      'controls__population_sizes': (4, 6),
+      'controls__validation': True,
+    }
+    | changes
+  )
+
+
+def compared(asked, say):
+  """The source of a comparison's answers, and the comparison."""
+  source = Made(asked, say)
+  found = rank(source, asked, asked.greedy, asked.population.size)
+  return source, compare(source, asked, found)
 
 
 class Made:

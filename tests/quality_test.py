@@ -57,20 +57,29 @@ def _best(scores, k):
   return np.argsort(-scores, kind='stable')[:k]
 
 
+def _errors(rng, effects, num_items, **options):
+  """By how much the gain of the best ten of 200 is overestimated, 20 times.
+
+  From raw scores, and from expected ones. Gains are over all members: how hard
+  the items are is the same for all.
+  """
+  raw, shrunk = [], []
+  for _ in range(20):
+    rewards, true = _known(rng, effects(rng, 200), num_items, **options)
+    scores = rewards.mean(axis=1)
+    expected = quality.shrinkage(rewards, np.zeros(200, int))
+    top = _best(scores, 10)
+    gain = true[top].mean() - true.mean()
+    raw.append(scores[top].mean() - scores.mean() - gain)
+    shrunk.append(expected[top].mean() - scores.mean() - gain)
+  return raw, shrunk
+
+
 @pytest.mark.parametrize('kind', list(EFFECTS))
 @pytest.mark.parametrize('num_items', [64, 200])
 def test_shrinkage_tells_what_the_selected_earn(kind, num_items):
   rng = np.random.default_rng(5)
-  raw, shrunk = [], []
-  for _ in range(20):
-    rewards, true = _known(rng, EFFECTS[kind](rng, 200), num_items)
-    scores = rewards.mean(axis=1)
-    expected = quality.shrinkage(rewards, np.zeros(200, int))
-    top = _best(scores, 10)
-    # Gains over all members: how hard the items are is the same for all.
-    gain = true[top].mean() - true.mean()
-    raw.append(scores[top].mean() - scores.mean() - gain)
-    shrunk.append(expected[top].mean() - scores.mean() - gain)
+  raw, shrunk = _errors(rng, EFFECTS[kind], num_items)
   assert np.mean(raw) > 0.01
   # A gain is estimated to within half a point or so by 20 populations.
   assert abs(np.mean(shrunk)) < 0.007
@@ -80,15 +89,7 @@ def test_shrinkage_tells_what_the_selected_earn(kind, num_items):
 @pytest.mark.parametrize('ease', [-3, 3])
 def test_shrinkage_holds_where_nearly_all_is_wrong_or_right(ease):
   rng = np.random.default_rng(6)
-  raw, shrunk = [], []
-  for _ in range(20):
-    rewards, true = _known(rng, _collapse(rng, 200), 100, ease=ease)
-    scores = rewards.mean(axis=1)
-    expected = quality.shrinkage(rewards, np.zeros(200, int))
-    top = _best(scores, 10)
-    gain = true[top].mean() - true.mean()
-    raw.append(scores[top].mean() - scores.mean() - gain)
-    shrunk.append(expected[top].mean() - scores.mean() - gain)
+  raw, shrunk = _errors(rng, _collapse, 100, ease=ease)
   assert np.mean(raw) > 0.008
   assert abs(np.mean(shrunk)) < 0.003
 

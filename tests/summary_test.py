@@ -7,39 +7,30 @@ import made
 import numpy as np
 import pytest
 import scipy.stats
-from made import Made, Thicket, gold, plan
+from made import Thicket, gold, small_plan
 
 from thicket import metrics, summary
 from thicket.blocks import BASE
-from thicket.comparison import compare
 from thicket.estimates import accuracy, difference, rate
-from thicket.ranking import rank
 
 N, K, ROWS, TESTED = 12, 3, 32, 64
 
 
 def _plan(**changes):
-  return plan(
+  return small_plan(
     **{
       'population__size': N,
-      'population__sigmas': (0.1, 0.2, 0.4),
-      'ensemble__sizes': (1, K),
       'data__num_selection': ROWS,
       'data__num_validation': 16,
       'data__num_test': TESTED,
       'decode__rows': 8,
-      'controls__temperatures': (0.5, 1.0),
-      'controls__population_sizes': (4, 6),
-      'controls__validation': True,
     }
     | changes
   )
 
 
 def _build(asked, say):
-  source = Made(asked, say)
-  found = rank(source, asked, asked.greedy, asked.population.size)
-  compared = compare(source, asked, found)
+  source, compared = made.compared(asked, say)
   return compared, summary.build(source, asked, compared)
 
 

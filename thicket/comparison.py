@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import field
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from thicket.panel import Panel
 from thicket.plan import Condition, Plan
 from thicket.ranking import Answers, Cost, Ranking, cost, rank, scores
 from thicket.stored import NotStored
+
+# In the order of the table.
+_KINDS = ('base', 'ensemble', 'sampling', 'control', 'bound')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,38 +57,40 @@ class System:
   without_vote: int = 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class Comparison:
-  """All systems, and what is needed to explain them.
+  """All systems, and what is needed to explain them; controls add to it.
 
   Attributes:
     found: the search.
-    systems: rows of the table, the base first.
     base: the base's greedy answers, a panel of one.
     ensemble: the K selected.
+    prompt: the template chosen on selection.
+    validated: the base and members on the validation rows, or None.
+    systems: rows of the table, the base first.
     samples: K samples of the base at each temperature.
     temperature: the one chosen on selection, by prompt.
     temperature_scores: accuracy of the vote of K on selection, by prompt and
       temperature; empty where there was nothing to choose.
-    prompt: the template chosen on selection.
     prompt_scores: the base's score on selection, by template.
     populations: the search and its K on test, by N.
-    validated: the base and members on the validation rows, or None.
     missing: why some controls are not there.
   """
 
   found: Ranking
-  systems: list[System]
   base: Panel
   ensemble: Panel
-  samples: dict[float, Panel]
-  temperature: dict[str, float]
-  temperature_scores: dict[str, dict[float, float]]
   prompt: str
-  prompt_scores: dict[str, float]
-  populations: dict[int, tuple[Ranking, Panel]]
   validated: Block | None
-  missing: list[str]
+  systems: list[System] = field(default_factory=list)
+  samples: dict[float, Panel] = field(default_factory=dict)
+  temperature: dict[str, float] = field(default_factory=dict)
+  temperature_scores: dict[str, dict[float, float]] = field(
+    default_factory=dict
+  )
+  prompt_scores: dict[str, float] = field(default_factory=dict)
+  populations: dict[int, tuple[Ranking, Panel]] = field(default_factory=dict)
+  missing: list[str] = field(default_factory=list)
 
   def system(self, name: str) -> System | None:
     """The system with that id, if it is there."""
@@ -112,8 +118,9 @@ def compare(answers: Answers, plan: Plan, found: Ranking) -> Comparison:
     try:
       control()
     except NotStored as error:
-      story.missing.append(str(error))
-  return story.result()
+      story.told.missing.append(str(error))
+  story.told.systems.sort(key=lambda x: _KINDS.index(x.kind))
+  return story.told
 
 
 class _Story:
@@ -122,43 +129,21 @@ class _Story:
   def __init__(self, answers: Answers, plan: Plan, found: Ranking):
     self.answers, self.plan, self.found = answers, plan, found
     self.k = plan.sizes[-1]
-    self.systems: list[System] = []
-    self.samples: dict[float, Panel] = {}
-    self.temperature: dict[str, float] = {}
-    self.temperature_scores: dict[str, dict[float, float]] = {}
-    self.prompt = plan.task.prompt_template
-    self.prompt_scores: dict[str, float] = {}
-    self.populations: dict[int, tuple[Ranking, Panel]] = {}
-    self.validated = found.validated
-    self.missing: list[str] = []
-
-  def result(self) -> Comparison:
-    order = {'base': 0, 'ensemble': 1, 'sampling': 2, 'control': 3, 'bound': 4}
-    return Comparison(
-      self.found,
-      sorted(self.systems, key=lambda x: order[x.kind]),
-      self.base,
-      self.ensemble,
-      self.samples,
-      self.temperature,
-      self.temperature_scores,
-      self.prompt,
-      self.prompt_scores,
-      self.populations,
-      self.validated,
-      self.missing,
+    self.told = Comparison(
+      found,
+      self._members(plan.greedy, [BASE], 'base on test'),
+      self._members(
+        found.condition, found.ranked, f'{self.k} selected on test'
+      ),
+      plan.task.prompt_template,
+      found.validated,
     )
 
   def show_ensemble(self) -> None:
     """The base, the K selected one by one, their votes, and two bounds."""
-    self.base = self._members(self.plan.greedy, [BASE], 'base on test')
-    self._add_vote('base', 'base, greedy', 'base', self.base, Cost())
-    ranked = self.found.ranked
-    self.ensemble = self._members(
-      self.found.condition, ranked, f'{len(ranked)} selected on test'
-    )
-    chosen, spent = self.ensemble, self.found.cost
-    self.systems.append(
+    self._add_vote('base', 'base, greedy', 'base', self.told.base, Cost())
+    chosen, spent = self.told.ensemble, self.found.cost
+    self.told.systems.append(
       System(
         'selected-mean',
         f'mean of {self.k} selected',
@@ -193,7 +178,7 @@ class _Story:
     best, spent = self._choose_temperature(template)
     for temperature in self.plan.controls.temperatures:
       samples = self._samples(template, temperature, 'test')
-      self.samples[temperature] = samples
+      self.told.samples[temperature] = samples
       is_best = temperature == best
       for k in self.plan.sizes if is_best else (self.k,):
         self._add_vote(
@@ -207,7 +192,7 @@ class _Story:
     self._add_bound(
       'oracle-samples',
       f'any of {self.k} samples',
-      self.samples[best],
+      self.told.samples[best],
     )
 
   def show_unselected(self) -> None:
@@ -243,33 +228,33 @@ class _Story:
         Condition(template), 'selection', [BASE],
         label=f'prompt {number} on selection',
       )  # fmt: skip
-      self.prompt_scores[template] = float(scores(block)[0])
+      self.told.prompt_scores[template] = float(scores(block)[0])
       spent += cost(block)
     # The first among equals.
-    self.prompt = max(prompts, key=lambda x: self.prompt_scores[x])
-    number = prompts.index(self.prompt) + 1
-    if self.prompt == own:
+    self.told.prompt = max(prompts, key=lambda x: self.told.prompt_scores[x])
+    number = prompts.index(self.told.prompt) + 1
+    if self.told.prompt == own:
       return  # the rows that are there already
-    panel = self._members(
-      Condition(self.prompt), [BASE], f'prompt {number} on test'
+    voters = self._members(
+      Condition(self.told.prompt), [BASE], f'prompt {number} on test'
     )
     self._add_vote(
-      'prompt', f'prompt {number}, greedy', 'control', panel, spent
+      'prompt', f'prompt {number}, greedy', 'control', voters, spent
     )
     if self.plan.controls.temperatures:
-      best, more = self._choose_temperature(self.prompt)
+      best, more = self._choose_temperature(self.told.prompt)
       self._add_vote(
         f'prompt-self-consistency-{self.k}',
         f'prompt {number}, {self.k} samples',
         'control',
-        self._samples(self.prompt, best, 'test'),
+        self._samples(self.told.prompt, best, 'test'),
         spent + more,
       )
     if self.plan.controls.prompt_search:
       found = rank(
         self.answers,
         self.plan,
-        Condition(self.prompt),
+        Condition(self.told.prompt),
         self.plan.controls.prompt_search,
       )
       self._add_vote(
@@ -288,17 +273,20 @@ class _Story:
     """The same search in ever larger populations, each holding the last."""
     for size in self.plan.controls.population_sizes:
       found = rank(self.answers, self.plan, self.plan.greedy, size)
-      panel = self._members(
+      voters = self._members(
         found.condition, found.ranked, f'best {self.k} of {size} on test'
       )
-      self.populations[size] = found, panel
-    self.populations[self.plan.population.size] = self.found, self.ensemble
+      self.told.populations[size] = found, voters
+    self.told.populations[self.plan.population.size] = (
+      self.found,
+      self.told.ensemble,
+    )
 
   def show_validation(self) -> None:
     """All members on fresh rows, to see what their selection scores mean."""
     if self.plan.controls.validation:
       ids = self.plan.population.ids()
-      self.validated = self.answers.get(
+      self.told.validated = self.answers.get(
         self.plan.greedy, 'validation', [BASE, *ids],
         label=f'{len(ids)} members on validation',
       )  # fmt: skip
@@ -315,8 +303,8 @@ class _Story:
         tokens = int(samples.num_tokens.sum())
         spent += Cost(samples.num_tokens.size, tokens)
     best = max(temperatures, key=lambda t: accuracy.get(t, 0.0))
-    self.temperature[template] = best
-    self.temperature_scores[template] = accuracy
+    self.told.temperature[template] = best
+    self.told.temperature_scores[template] = accuracy
     return best, spent
 
   def _members(
@@ -352,7 +340,7 @@ class _Story:
   ) -> None:
     k = len(voters.classes) if k is None else k
     (vote,) = voters.votes([k])
-    self.systems.append(
+    self.told.systems.append(
       System(
         name,
         shown,
@@ -375,7 +363,7 @@ class _Story:
     tokens = voters.num_tokens.sum(axis=0)
     if which is not None:
       tokens = voters.num_tokens[which]
-    self.systems.append(
+    self.told.systems.append(
       System(
         name,
         shown,
