@@ -201,19 +201,12 @@ class _Story:
       self._add_random('unselected', 'unselected', range(self.k), Cost())
 
   def show_same_sigma(self) -> None:
-    """K members of the sigma that most of the selected have.
-
-    Their noise is independent of their number, so the first are random ones.
-    """
+    """K random members of the sigma that most of the selected have."""
     if not self.plan.controls.same_sigma:
       return
     population = self.plan.population
-    index = population.sigma_index(self.found.ranked)
-    # The most frequent; among equals that of the best-ranked.
-    most = max(index.tolist(), key=index.tolist().count)
-    ids = population.ids()
-    same = ids[population.sigma_index(ids) == most][: self.k]
-    name = f'of sigma {population.sigmas[most]:g}'
+    same = population.of_likely_sigma(self.found.ranked, self.k)
+    name = f'of sigma {population.sigma(same[:1])[0]:g}'
     # Which sigma wins is known only after the search.
     self._add_random('same-sigma', name, same, self.found.cost)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,11 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
   return found
 
 
-def differences(ours: np.ndarray, theirs: np.ndarray) -> list[Estimate]:
+def differences(
+  ours: np.ndarray,
+  theirs: np.ndarray,
+  bounds: tuple[float, float] = (-1.0, 1.0),
+) -> list[Estimate]:
   """Mean differences over questions, with paired 95% intervals, and claims.
 
   A claim is 'above' or 'below' only if the percentile interval excludes zero
@@ -51,11 +56,12 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> list[Estimate]:
   unequal questions a bootstrap alone is too sure.
 
   Args:
-    ours: [n, r] of n systems on r questions, in [0, 1].
+    ours: [n, r] of n systems on r questions.
     theirs: [n, r] of what each is compared with.
+    bounds: least and greatest difference that there can be.
   """
   found, bca = (
-    metrics.paired_difference(ours, theirs, method=method)
+    metrics.paired_difference(ours, theirs, method=method, bounds=bounds)
     for method in metrics.METHODS
   )
   is_binary = [np.isin(x, (0, 1)).all(axis=-1) for x in (ours, theirs)]
@@ -77,3 +83,31 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> list[Estimate]:
       }
     )
   return results
+
+
+def attach(
+  pairs: Sequence[tuple[dict[str, Any], str, np.ndarray, np.ndarray]],
+  bounds: tuple[float, float] = (-1.0, 1.0),
+) -> None:
+  """Writes differences into the rows of a table, p corrected over all.
+
+  Args:
+    pairs: (row, column, ours [r], theirs [r]); row[column] becomes one of
+      `differences`, with `p_holm` (Holm 1979) over all pairs that have a p.
+    bounds: least and greatest difference that there can be.
+  """
+  if not pairs:
+    return
+  tests = differences(
+    np.stack([ours for *_, ours, _ in pairs]),
+    np.stack([theirs for *_, theirs in pairs]),
+    bounds,
+  )
+  for (row, column, *_), test in zip(pairs, tests, strict=True):
+    row[column] = test
+  with_p = [test for test in tests if test['p'] is not None]
+  adjusted = metrics.holm([test['p'] for test in with_p]) if with_p else []
+  for test in tests:
+    test['p_holm'] = None
+  for test, p in zip(with_p, adjusted, strict=True):
+    test['p_holm'] = float(p)

@@ -79,6 +79,17 @@ class Population:
     sigmas = np.asarray(self.sigmas, np.float64)[self.sigma_index(ids)]
     return np.where(ids == BASE, 0.0, sigmas)
 
+  def of_likely_sigma(self, member_ids: Sequence[int], k: int) -> np.ndarray:
+    """The first k members, or all, of the sigma most of `member_ids` have.
+
+    Among sigmas of equal number that of the member named first. Noise is
+    independent of a member's number, so these are random members.
+    """
+    index = self.sigma_index(member_ids).tolist()
+    most = max(index, key=index.count)
+    ids = self.ids()
+    return ids[self.sigma_index(ids) == most][:k]
+
 
 class Members:
   """Takes members through steps, a chunk at a time, in reused memory."""

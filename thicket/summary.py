@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from thicket import conclusions, metrics, race
+from thicket import conclusions, estimates, metrics, race
 from thicket.analysis import curves
 from thicket.analysis.repairs import repairs
 from thicket.comparison import Comparison, System
-from thicket.estimates import accuracy, difference, differences, rate
+from thicket.estimates import accuracy, difference, rate
 from thicket.panel import of_members
 from thicket.plan import Plan
 from thicket.ranking import Answers, Cost, Ranking, scores_by_id
@@ -143,7 +143,7 @@ def _race(plan: Plan, found: Ranking) -> Summary:
 def _systems(compared: Comparison) -> list[Summary]:
   """Rows of the table; p-values are corrected over all of them."""
   base, rows = compared.systems[0], []
-  pairs: list[tuple[Summary, str, System, System]] = []
+  pairs = []
   for system in compared.systems:
     row = {
       'id': system.id,
@@ -164,20 +164,9 @@ def _systems(compared: Comparison) -> list[Summary]:
       ('against_samples', _equal_passes(compared, system)),
     ):
       if other not in (None, system) and system.kind != 'bound':
-        pairs.append((row, column, system, other))
+        pairs.append((row, column, system.correct, other.correct))
     rows.append(row)
-  tests = differences(
-    np.stack([system.correct for *_, system, _ in pairs]),
-    np.stack([other.correct for *_, other in pairs]),
-  )
-  for (row, column, *_), test in zip(pairs, tests, strict=True):
-    row[column] = test
-  with_p = [test for test in tests if test['p'] is not None]
-  adjusted = metrics.holm([test['p'] for test in with_p]) if with_p else []
-  for test in tests:
-    test['p_holm'] = None
-  for test, p in zip(with_p, adjusted, strict=True):
-    test['p_holm'] = float(p)
+  estimates.attach(pairs)
   return rows
 
 
