@@ -49,7 +49,9 @@ LEVELS = {
   'decode': 4,
   'population': 5,
   'selection': 5,
+  'pruning': 5,
   'voting': 5,
+  'scoring': 5,
   'recipe': 5,
   'blocks': 5,
   'ledger': 5,
@@ -60,6 +62,7 @@ LEVELS = {
   'analysis.repairs': 6,
   'randopt': 7,
   '': 7,  # thicket/__init__.py hands out `randopt.search`
+  'contest': 7,
   'plan': 7,
   'stored': 8,
   'ranking': 8,

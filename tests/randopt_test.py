@@ -11,6 +11,7 @@ import pytest
 
 import thicket
 from thicket import perturb, sharding, trees
+from thicket.blocks import LedgerError
 from thicket.population import BASE
 
 SEED, SIGMA = 7, 0.5
@@ -461,3 +462,91 @@ def test_bad_settings_are_named_with_their_value(settings, message, params):
   with pytest.raises(ValueError, match=re.escape(message)) as caught:
     _search(params, **settings)
   assert str(caught.value) == message
+
+
+class Stages:
+  """Minus the squared output, over four passes with other inputs."""
+
+  num_stages = 4
+
+  def init(self, data):
+    return {'shift': np.zeros(len(data['x']), np.float32)}
+
+  def step(self, params, data, carry, stage):
+    x = data['x'] + carry['shift'][:, None]
+    rewards = -jnp.square(MODEL.apply(params, x)).mean(-1) / 4
+    return {'shift': carry['shift'] + 0.1 * (stage + 1)}, rewards
+
+
+def _staged_by_hand(member_params):
+  total, shift = np.zeros(12, np.float32), 0.0
+  for stage in range(4):
+    out = MODEL.apply(member_params, X + np.float32(shift))
+    total += np.asarray(-jnp.square(out).mean(-1) / 4)
+    shift += 0.1 * (stage + 1)
+  return total
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_pruning_selects_what_the_full_search_selects(devices, params):
+  settings = {'num_members': 40, 'top_k': 3, 'mesh': _mesh(devices)}
+  full = _search(params, Stages(), prune=False, **settings)
+  found = _search(params, Stages(), **settings)
+  assert found.members == full.members
+  assert found.base_score == full.base_score
+  assert full.saved == 0 < found.saved
+  whole = ~np.isnan(found.scores)
+  assert 3 <= whole.sum() < 40
+  np.testing.assert_array_equal(found.scores[whole], full.scores[whole])
+  np.testing.assert_array_equal(found.rewards[whole], full.rewards[whole])
+  assert np.isnan(found.rewards[~whole]).all()
+
+
+def test_stages_add_up_to_the_reward(params):
+  found = _search(params, Stages(), prune=False)
+  np.testing.assert_allclose(
+    found.base_rewards, _staged_by_hand(params), rtol=1e-4
+  )
+
+
+def test_outputs_are_those_of_any_members(params, found):
+  again = found.outputs([m.id for m in found.members], DATA)
+  np.testing.assert_array_equal(again, found.ensemble(DATA))
+  base = found.outputs([BASE], DATA)[0]
+  np.testing.assert_allclose(base, apply(params, DATA), rtol=1e-5)
+
+
+def test_a_folder_keeps_rewards_and_a_larger_search_adds_to_them(
+  params, tmp_path
+):
+  small = _search(params, num_members=4, workdir=tmp_path)
+  calls = []
+
+  def counting(logits, data):
+    calls.append(None)
+    return margin(logits, data)
+
+  again = _search(params, counting, num_members=4, workdir=tmp_path)
+  np.testing.assert_array_equal(again.scores, small.scores)
+  assert not calls  # nothing was even traced
+  large = _search(params, num_members=8, workdir=tmp_path)
+  np.testing.assert_array_equal(large.scores[:4], small.scores)
+  fresh = _search(params, num_members=8)
+  np.testing.assert_allclose(large.scores, fresh.scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'field'),
+  [
+    ({'sigma': 0.25}, 'sigmas'),
+    ({'name': 'another score'}, 'name'),
+    ({'family': 'rademacher'}, 'family'),
+    ({'data': {**DATA, 'x': X + 1}}, 'data'),
+  ],
+)
+def test_the_folder_of_another_search_is_refused(
+  settings, field, params, tmp_path
+):
+  _search(params, num_members=3, workdir=tmp_path)
+  with pytest.raises(LedgerError, match=field):
+    _search(params, num_members=3, workdir=tmp_path, **settings)

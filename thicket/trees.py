@@ -171,3 +171,14 @@ def fingerprint(params: Tree, spec: Tree) -> str:
       rows.append([s.name, s.layer, shape, str(array.dtype)])
   text = json.dumps(sorted(rows), separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_hash(tree: Tree) -> str:
+  """SHA-256 in hex over all arrays with their paths, types and shapes."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.asarray(leaf)
+    head = f'{path_name(path)} {array.dtype} {array.shape};'
+    digest.update(head.encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()

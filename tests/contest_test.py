@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of values and labels, with its controls, against plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thicket
+from thicket import contest, scoring
+from thicket.scoring import Batch
+
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((64, 3)).astype(np.float32)
+W = np.array([[1.0], [-2.0], [0.5]], np.float32)
+VALUES = Batch(X, (X @ W)[:, 0])
+LABELS = Batch(X, (X @ W > 0)[:, 0].astype(np.int32))
+
+
+def _part(batch, rows):
+  return jax.tree.map(lambda x: x[rows], batch)
+
+
+def _search(kind, k=4):
+  width = {'value': 1, 'label': 2}[kind]
+  batch = {'value': VALUES, 'label': LABELS}[kind]
+
+  def apply(params, batch):
+    out = batch.inputs @ params['w']
+    return out[:, 0] if kind == 'value' else out
+
+  result = thicket.search(
+    apply,
+    {'w': jnp.zeros((3, width))},
+    _part(batch, slice(32)),
+    scoring.SCORINGS[kind].reward,
+    key=5,
+    num_members=60,
+    top_k=k,
+    sigma=(0.3, 1.0),
+  )
+  return result, _part(batch, slice(32, None))
+
+
+@pytest.mark.parametrize('kind', ['value', 'label'])
+def test_every_row_is_what_numpy_says(kind):
+  result, test = _search(kind)
+  rules = scoring.SCORINGS[kind]
+  found = contest.hold(result, test, rules, sizes=(1, 2, 4))
+  ranked = [member.id for member in result.members]
+  assert found.num_rows == 32
+
+  def value(ids, rule):
+    outputs = jnp.asarray(result.outputs(ids, test))
+    return float(rules.measure(rules.combine[rule](outputs), test).mean())
+
+  rule, *others = rules.combine
+  expected = {
+    'base': value([-1], rule),
+    'best-member': value(ranked[:1], rule),
+    'selected-mean': np.mean([value([i], rule) for i in ranked]),
+    'best-on-test': max(value([i], rule) for i in ranked),
+    'ensemble-2': value(ranked[:2], rule),
+    'ensemble-4': value(ranked, rule),
+    'unselected': value(range(4), rule),
+    **{
+      f'{name}-{k}': value(ranked[:k], name) for name in others for k in (2, 4)
+    },
+  }
+  for name, number in expected.items():
+    assert found.row(name)['value'] == pytest.approx(number, rel=1e-5), name
+    low, high = found.row(name)['interval']
+    assert low <= found.row(name)['value'] <= high
+  ids = [row['id'] for row in found.rows]
+  assert set(ids) - {'same-sigma'} == set(expected)
+  assert ids[0] == 'base'
+  np.testing.assert_allclose(  # chunks of another size round differently
+    found.outputs, result.outputs([-1, *ranked], test), rtol=1e-5, atol=1e-6
+  )
+  rule = next(iter(rules.combine.values()))
+  np.testing.assert_allclose(
+    found.ensemble, rule(jnp.asarray(found.outputs[1:])), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_same_sigma_controls_are_members_of_the_sigma_that_wins():
+  result, test = _search('value')
+  found = contest.hold(result, test, scoring.SCORINGS['value'])
+  wins = [member.sigma for member in result.members]
+  sigma = max(wins, key=wins.count)
+  assert found.row('same-sigma')['name'] == f'mean of 4 of sigma {sigma:g}'
+
+
+def test_a_real_gain_is_claimed_and_bounds_are_not_compared():
+  result, test = _search('value')
+  found = contest.hold(result, test, scoring.SCORINGS['value'])
+  gain = found.row('ensemble-4')['against_base']
+  assert gain['claim'] == 'above'
+  assert found.row('best-on-test')['against_base'] is None
+  assert found.row('base')['against_base'] is None
+
+
+@pytest.mark.parametrize('sizes', [(0,), (1, 5)])
+def test_sizes_outside_the_ensemble_are_named(sizes):
+  result, test = _search('value')
+  with pytest.raises(ValueError, match=r'must lie in 1\.\.4'):
+    contest.hold(result, test, scoring.SCORINGS['value'], sizes=sizes)
+
+
+def test_an_ensemble_of_one_has_no_controls_to_average():
+  result, test = _search('value', k=1)
+  found = contest.hold(result, test, scoring.SCORINGS['value'])
+  assert 'unselected' not in [row['id'] for row in found.rows]
+
+
+def test_outputs_that_are_not_finite_are_refused_by_name():
+  result, test = _search('value')
+  broken = Batch(test.inputs * np.float32(np.inf), test.targets)
+  with pytest.raises(ValueError, match='no finite measure'):
+    contest.hold(result, broken, scoring.SCORINGS['value'])

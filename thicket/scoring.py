@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards and ensembles of models whose outputs are values or labels.
+
+A text is judged on the host (see `tasks`); numbers are judged on the device,
+in the program that made them. An ensemble of values is their mean, as in
+section 3 of Neural Thickets (arXiv 2603.12228); one of labels averages logits
+or votes, by the same rule as a vote of texts.
+
+Axes: K members, B rows, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from thicket import voting
+
+Tree = Any
+
+
+class Batch(NamedTuple):
+  """Rows with their targets; the first axis of both is B.
+
+  Fields:
+    inputs: what the model takes.
+    targets: float [B, ...] values, or int32 [B] labels in 0..C-1.
+  """
+
+  inputs: Any
+  targets: Any
+
+
+class Staged(Protocol):
+  """A score that is computed in stages, so that it can be stopped early.
+
+  A row's reward is the sum, in float32 and in order, of what its stages give,
+  and no stage gives more than 0: what has been summed bounds what will be.
+
+  Attributes:
+    num_stages: at least 1.
+  """
+
+  num_stages: int
+
+  def init(self, data: Tree) -> Tree:
+    """Arrays that the first stage starts from, the same for all members."""
+    ...
+
+  def step(
+    self, params: Tree, data: Tree, carry: Tree, stage: jax.Array
+  ) -> tuple[Tree, jax.Array]:
+    """One stage of one member: its next carry, and rewards [B], all <= 0."""
+    ...
+
+
+def negative_mse(outputs: jax.Array, batch: Batch) -> jax.Array:
+  """[B], minus the mean squared error of each row; at most 0."""
+  error = jnp.square(outputs - batch.targets)
+  return -error.reshape(len(error), -1).mean(axis=1)
+
+
+def log_likelihood(logits: jax.Array, batch: Batch) -> jax.Array:
+  """[B], log probability of each row's label in nats; at most 0."""
+  logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return jnp.take_along_axis(logs, batch.targets[:, None], axis=1)[:, 0]
+
+
+def is_correct(logits: jax.Array, batch: Batch) -> jax.Array:
+  """[B], 1 where the largest logit is the label's (the first of equals)."""
+  return (logits.argmax(axis=-1) == batch.targets).astype(jnp.float32)
+
+
+def mean(outputs: jax.Array) -> jax.Array:
+  """The mean of K members' outputs [K, B, ...]: values, or logits."""
+  return outputs.mean(axis=0)
+
+
+def vote(logits: jax.Array) -> jax.Array:
+  """Majority vote of K members' labels, as one-hot [B, C] of who won.
+
+  Among labels with equally many votes that of the best-ranked member wins.
+
+  Args:
+    logits: [K, B, C], members in rank order.
+  """
+  labels = logits.argmax(axis=-1).astype(jnp.int32)
+  return jax.nn.one_hot(voting.majority(labels).answer, logits.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+  """How the outputs of one kind of model are scored, combined and counted.
+
+  Attributes:
+    reward: (outputs, batch) -> [B], what selection maximises.
+    measure: (outputs, batch) -> [B], what a result is reported in.
+    measure_name: its name, with its unit.
+    combine: by name, (outputs [K, B, ...]) -> outputs of the ensemble; the
+      first is the ensemble's own, others are shown beside it.
+  """
+
+  reward: Callable[[jax.Array, Batch], jax.Array]
+  measure: Callable[[jax.Array, Batch], jax.Array]
+  measure_name: str
+  combine: Mapping[str, Callable[[jax.Array], jax.Array]]
+
+
+SCORINGS: dict[str, Scoring] = {
+  'value': Scoring(negative_mse, negative_mse, 'negative MSE', {'mean': mean}),
+  'label': Scoring(
+    log_likelihood, is_correct, 'accuracy', {'logits': mean, 'vote': vote}
+  ),
+}
