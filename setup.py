@@ -21,7 +21,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['thicket', 'thicket.*']),
-  package_data={'thicket': ['page.html.j2']},
+  package_data={'thicket': ['*.html.j2', 'page.css']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py>=2.1',

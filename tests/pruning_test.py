@@ -3,96 +3,109 @@
 
 import hypothesis
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from thicket import pruning, selection
 
+INF = np.inf
 
-def _advance(losses, log=None):
-  """Stages that read rewards [N, S, B] and count themselves in the carry."""
 
-  def advance(places, stage, carry):
-    carry = np.zeros(len(places), np.int32) if carry is None else carry
-    assert (carry == stage).all()  # each goes on from where it stopped
+def _run(truth, ends, k, *, max_reward=0.0, seen=None, log=None):
+  """Prunes over rewards [N, B] that are known here and asked for there."""
+  seen = np.zeros(truth.shape, bool) if seen is None else seen.copy()
+  rewards = np.where(seen, truth, np.nan).astype(np.float32)
+
+  def ask(places, rows):
+    assert not seen[places, rows].any(axis=1).all() or not places.size
     if log is not None:
-      log.append((stage, len(places)))
-    return carry + 1, losses[places, stage]
+      log.append((len(places), rows.stop - rows.start))
+    rewards[places, rows] = truth[places, rows]
+    seen[places, rows] = True
 
-  return advance
+  saved = pruning.run(ask, rewards, seen, ends=ends, k=k, max_reward=max_reward)
+  assert saved == 1 - seen.mean()
+  scores = np.full(len(truth), np.nan, np.float32)
+  whole = seen.all(axis=1)
+  scores[whole] = pruning.mean_scores(rewards[whole])
+  return selection.top_k(scores, k).tolist(), scores, saved, seen
 
 
-def _losses(n=60, stages=5, rows=7, seed=0, spread=1.0):
+def _losses(n=60, rows=24, seed=0, spread=1.0):
   rng = np.random.default_rng(seed)
-  scale = np.exp(spread * rng.standard_normal((n, 1, 1)))
-  rewards = -scale * rng.chisquare(2, (n, stages, rows))
-  return rewards.astype(np.float32)
+  scale = np.exp(spread * rng.standard_normal((n, 1)))
+  return (-scale * rng.chisquare(2, (n, rows))).astype(np.float32)
 
 
-def _best(found, k):
-  whole = found.stages == found.stages.max()
-  scores = np.where(whole, pruning.mean_scores(found.rewards), np.nan)
-  return selection.top_k(scores.astype(np.float32), k).tolist(), scores
-
-
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(
   seed=st.integers(0, 10**6),
   n=st.integers(1, 40),
-  stages=st.integers(1, 6),
+  ends=st.lists(st.integers(1, 12), max_size=4),
   k=st.integers(1, 8),
   ties=st.booleans(),
 )
 def test_the_top_k_and_their_scores_are_those_of_the_full_search(
-  seed, n, stages, k, ties
+  seed, n, ends, k, ties
 ):
-  losses = _losses(n, stages, 3, seed)
+  truth = _losses(n, 12, seed)
   if ties:
-    losses = np.round(losses)
-  k = min(k, n)
-  full = pruning.run(_advance(losses), n, stages, k, prune=False)
-  pruned = pruning.run(_advance(losses), n, stages, k)
-  assert full.saved == 0
-  best, scores = _best(full, k)
-  found, part = _best(pruned, k)
-  assert found == best
-  np.testing.assert_array_equal(part[found], scores[best])
+    truth = np.round(truth)
+  k, ends = min(k, n), sorted({*ends, 12})
+  full, scores, saved, _ = _run(truth, ends, k, max_reward=INF)
+  assert saved == 0
+  found, part, _, _ = _run(truth, ends, k)
+  assert found == full
+  np.testing.assert_array_equal(part[found], scores[full])
+  whole = ~np.isnan(part)
+  assert (part[whole] <= scores[whole]).all()
+  # Whoever was dropped is below the K-th best.
+  assert (scores[~whole] < scores[full[-1]]).all()
 
 
 def test_work_is_saved_where_members_differ():
-  losses = _losses(200, 6, 16, spread=1.0)
   log = []
-  found = pruning.run(_advance(losses, log), 200, 6, 5)
-  assert found.saved > 0.5
-  assert sum(count for _, count in log) == found.stages.sum()
-  assert (found.stages >= 1).all()
+  *_, saved, seen = _run(_losses(200), [4, 12, 24], 5, log=log)
+  assert saved > 0.5
+  assert sum(n * rows for n, rows in log) == seen.sum()
+  assert seen[:, :4].all()
 
 
-def test_rewards_that_are_not_numbers_are_dropped():
-  losses = _losses(20, 3, 4)
-  losses[3, 0, 1] = np.nan
-  losses[5, 2, 1] = np.nan
-  full = pruning.run(_advance(losses), 20, 3, 4, prune=False)
-  pruned = pruning.run(_advance(losses), 20, 3, 4)
-  assert _best(pruned, 4)[0] == _best(full, 4)[0]
-  assert pruned.stages[3] == 1
+def test_nothing_is_saved_where_all_are_equal():
+  *_, saved, _ = _run(np.full((9, 8), -1, np.float32), [2, 8], 3)
+  assert saved == 0
 
 
-def test_with_fewer_numbers_than_k_nothing_is_dropped_wrongly():
-  losses = np.full((5, 3, 2), np.nan, np.float32)
-  losses[2] = -1
-  pruned = pruning.run(_advance(losses), 5, 3, 3)
-  assert _best(pruned, 1)[0] == [2]
+def test_a_bound_above_zero_is_respected():
+  truth = np.zeros((3, 10), np.float32)
+  truth[1, 5:] = 1  # behind at first, and the only one who can catch up
+  truth[2, 9] = 1
+  found, *_ = _run(truth, [5, 10], 1, max_reward=1.0)
+  assert found == [1]
 
 
-def test_known_scores_bound_from_the_start():
-  losses = np.full((6, 4, 2), -1, np.float32)
-  found = pruning.run(_advance(losses), 6, 4, 1, known=[-0.5])
-  # Only the leader, chosen before anything is known to be better, is finished.
-  assert found.stages.tolist() == [4, 1, 1, 1, 1, 1]
-  assert found.saved == pytest.approx(1 - 9 / 24)
+def test_rewards_that_are_not_numbers_come_last_and_cost_little():
+  truth = _losses(20, 12)
+  truth[3, 1] = np.nan
+  truth[5, 11] = np.nan
+  full, *_ = _run(truth, [4, 12], 4, max_reward=INF)
+  found, _, _, seen = _run(truth, [4, 12], 4)
+  assert found == full
+  assert not seen[3, 4:].any()
 
 
-def test_no_members_are_no_work():
-  found = pruning.run(_advance(_losses(1)), 0, 5, 1)
-  assert (found.saved, found.stages.size) == (0.0, 0)
+def test_with_fewer_numbers_than_k_nobody_is_dropped():
+  truth = np.full((5, 6), np.nan, np.float32)
+  truth[2] = -1
+  found, _, saved, _ = _run(truth, [2, 6], 3)
+  assert (found[0], saved) == (2, 0)
+
+
+def test_what_is_known_is_not_asked_again_and_sets_the_bar():
+  truth = np.full((6, 8), -1, np.float32)
+  truth[4] = -0.01
+  seen = np.zeros(truth.shape, bool)
+  seen[4] = True
+  log = []
+  found, *_ = _run(truth, [2, 8], 1, seen=seen, log=log)
+  assert found == [4]
+  assert log == [(5, 2)]

@@ -464,49 +464,48 @@ def test_bad_settings_are_named_with_their_value(settings, message, params):
   assert str(caught.value) == message
 
 
-class Stages:
-  """Minus the squared output, over four passes with other inputs."""
-
-  num_stages = 4
-
-  def init(self, data):
-    return {'shift': np.zeros(len(data['x']), np.float32)}
-
-  def step(self, params, data, carry, stage):
-    x = data['x'] + carry['shift'][:, None]
-    rewards = -jnp.square(MODEL.apply(params, x)).mean(-1) / 4
-    return {'shift': carry['shift'] + 0.1 * (stage + 1)}, rewards
-
-
-def _staged_by_hand(member_params):
-  total, shift = np.zeros(12, np.float32), 0.0
-  for stage in range(4):
-    out = MODEL.apply(member_params, X + np.float32(shift))
-    total += np.asarray(-jnp.square(out).mean(-1) / 4)
-    shift += 0.1 * (stage + 1)
-  return total
+def loss(logits, data):
+  """[B] rewards that are at most 0 and differ widely between members."""
+  label = jax.nn.one_hot(data['label'], 3)
+  return -jnp.square(4 * (logits - label)).mean(-1)
 
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_pruning_selects_what_the_full_search_selects(devices, params):
   settings = {'num_members': 40, 'top_k': 3, 'mesh': _mesh(devices)}
-  full = _search(params, Stages(), prune=False, **settings)
-  found = _search(params, Stages(), **settings)
+  settings['prune_after'] = (3, 6)
+  full = _search(params, loss, max_reward=np.inf, **settings)
+  found = _search(params, loss, **settings)
   assert found.members == full.members
   assert found.base_score == full.base_score
   assert full.saved == 0 < found.saved
   whole = ~np.isnan(found.scores)
   assert 3 <= whole.sum() < 40
   np.testing.assert_array_equal(found.scores[whole], full.scores[whole])
-  np.testing.assert_array_equal(found.rewards[whole], full.rewards[whole])
-  assert np.isnan(found.rewards[~whole]).all()
+  known = ~np.isnan(found.rewards)
+  np.testing.assert_array_equal(found.rewards[known], full.rewards[known])
+  assert known[:, :3].all()
+  assert found.saved == pytest.approx(1 - known.mean())
 
 
-def test_stages_add_up_to_the_reward(params):
-  found = _search(params, Stages(), prune=False)
-  np.testing.assert_allclose(
-    found.base_rewards, _staged_by_hand(params), rtol=1e-4
-  )
+def test_blocks_of_rows_change_nothing_but_roundings(params):
+  plain = _search(params, loss, num_members=8)
+  cut = _search(params, loss, num_members=8, prune_after=(5,), max_reward=1e9)
+  np.testing.assert_allclose(cut.rewards, plain.rewards, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'prune_after': (0,)}, 'there are 12 rows'),
+    ({'prune_after': (13,)}, 'there are 12 rows'),
+    ({'prune_after': (3,), 'max_reward': -1e6}, 'above max_reward'),
+    ({'prune_after': (3,), 'data': {'x': X, 'label': LABELS[:6]}}, 'as many'),
+  ],
+)
+def test_pruning_that_would_not_be_exact_is_refused(settings, message, params):
+  with pytest.raises(ValueError, match=message):
+    _search(params, loss, **settings)
 
 
 def test_outputs_are_those_of_any_members(params, found):

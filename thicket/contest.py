@@ -108,7 +108,7 @@ def hold(
   if k > 1:
     first = list(range(k))
     add('unselected', f'{rule} of {k} unselected', 'control', first, combine)
-  if len(same) > 1:
+  if len(same) > 1 and list(same) != list(range(k)):
     sigma = result.population.sigma(same[:1])[0]
     shown = f'{rule} of {len(same)} of sigma {sigma:g}'
     add('same-sigma', shown, 'control', same, combine)

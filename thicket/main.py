@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from thicket import arguments, report, run
+from thicket import arguments, array_run, problems, run
 from thicket.models.gguf import ModelFileError
 from thicket.models.tokenizer import TokenizerError
 
@@ -32,6 +32,7 @@ _CACHE = flags.DEFINE_string(
 
 USER_ERRORS = (
   *run.USER_ERRORS,
+  problems.ProblemError,
   ModelFileError,
   TokenizerError,
   arguments.ArgumentError,
@@ -50,7 +51,10 @@ def main(argv: list[str]) -> int:
   console = Console(highlight=False)
   if console.is_terminal:
     _log_above_bars(console)
-  job = run.Run(_CONFIG.value, _WORKDIR.value, console)
+  config = _CONFIG.value
+  is_text = config.task.name not in problems.PROBLEMS
+  kind = run.Run if is_text else array_run.ArrayRun
+  job = kind(config, _WORKDIR.value, console)
   resume = arguments.command(sys.argv)
   try:
     job.finish()
@@ -59,10 +63,10 @@ def main(argv: list[str]) -> int:
     _say('stopped' if interrupted else error)
     _say(f'finished members are kept in {job.workdir}; resume with\n  {resume}')
     return EXIT_INTERRUPTED if interrupted else EXIT_BAD_INPUT
-  size = f'--config.population.size={4 * job.plan.population.size}'
-  print(f'\nreport    {job.workdir / report.PAGE}')
-  print(f'summary   {job.workdir / report.SUMMARY}')
-  print(f'ledger    {job.workdir / "ledger"}')
+  size = f'--config.population.size={4 * config.population.size}'
+  print()
+  for what, path in job.results().items():
+    print(f'{what:9} {path}')
   print(f'resume    {resume}')
   print(f'enlarge   {arguments.command(sys.argv, size)}')
   return 0

@@ -45,19 +45,49 @@ def render(summary: Summary) -> str:
   """
   told = captions(summary)
   shown = {
-    name: {
-      'source': 'data:image/svg+xml;base64,'
-      + base64.b64encode(svg.encode()).decode(),
-      'caption': told[name],
-    }
+    name: {'source': _inline(svg), 'caption': told[name]}
     for name, svg in figures.draw(summary).items()
   }
   recipe = json.dumps(
     summary.get('recipe'), indent=2, sort_keys=True, ensure_ascii=False
   )
-  return _template().render(
-    {**summary, 'figures': shown, 'recipe_text': cut(recipe, _MAX_RECIPE_CHARS)}
+  return (
+    _environment()
+    .get_template('page.html.j2')
+    .render(
+      {
+        **summary,
+        'figures': shown,
+        'recipe_text': cut(recipe, _MAX_RECIPE_CHARS),
+      }
+    )
   )
+
+
+def render_problems(
+  summary: Summary, drawn: Mapping[str, tuple[str, str]]
+) -> str:
+  """The page of a run on values or labels.
+
+  Args:
+    summary: as `array_run` writes it.
+    drawn: SVG and caption of each figure, by title.
+  """
+  shown = [
+    {'title': title, 'source': _inline(svg), 'caption': caption}
+    for title, (svg, caption) in drawn.items()
+  ]
+  config = json.dumps(summary['config'], indent=2, ensure_ascii=False)
+  return (
+    _environment()
+    .get_template('problems.html.j2')
+    .render({**summary, 'figures': shown, 'config_text': config})
+  )
+
+
+def _inline(svg: str) -> str:
+  data = base64.b64encode(svg.encode()).decode()
+  return f'data:image/svg+xml;base64,{data}'
 
 
 def captions(summary: Summary) -> dict[str, str]:
@@ -174,13 +204,14 @@ def _finalize(value: Any) -> Any:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _environment() -> jinja2.Environment:
   environment = jinja2.Environment(
     autoescape=True,
     finalize=_finalize,
     undefined=jinja2.ChainableUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    loader=jinja2.FunctionLoader(_read),
   )
   for function in (cut, percent, points, number, p_value, interval):
     environment.filters[function.__name__] = function
@@ -188,5 +219,9 @@ def _template() -> jinja2.Template:
     'MAX_ITEMS': MAX_ITEMS,
     'SIGNIFICANT': figures.SIGNIFICANT,
   }
-  source = importlib.resources.files('thicket') / 'page.html.j2'
-  return environment.from_string(source.read_text(encoding='utf-8'))
+  return environment
+
+
+def _read(name: str) -> str:
+  source = importlib.resources.files('thicket') / name
+  return source.read_text(encoding='utf-8')

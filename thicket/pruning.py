@@ -1,45 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores members in stages and drops those that can no longer be selected.
+"""Scores members on ever more rows, and drops those that cannot be selected.
 
-The bound is exact, not statistical as in a race: a stage never adds to a
-score (see `scoring.Staged`), so a member whose partial score is below the
-K-th best finished one cannot enter the top K. Rounding keeps that order: a
-float32 sum never rises by adding a number <= 0, and a mean over rows is
-monotone in each of them. So the top K are those of the full search, ties
-included (compare the race of `thicket.race`, which may lose one).
+The bound is exact, not statistical as in `thicket.race`: where no row can
+give more than some reward, what is still possible for a member is known, and
+below the K-th best finished score it cannot enter the top K. Rounding keeps
+that order, because a mean in floating point is monotone in each of its
+numbers. So the top K are those of the full search, ties included.
 
 Axes: N members, B rows.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 from thicket import selection
-
-Tree = Any
-# (places [n] among the members, stage) -> (carry, rewards [n, B]) on the host.
-Advance = Callable[[np.ndarray, int, Tree], tuple[Tree, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pruned:
-  """What is known of N members after pruning.
-
-  Attributes:
-    rewards: float32 [N, B], sums over the stages that were run.
-    stages: int [N], how many of them were run; all for the top K.
-    saved: share of all (member, stage) pairs that were not run.
-  """
-
-  rewards: np.ndarray
-  stages: np.ndarray
-  saved: float
 
 
 def mean_scores(rewards: np.ndarray) -> np.ndarray:
@@ -48,62 +25,56 @@ def mean_scores(rewards: np.ndarray) -> np.ndarray:
 
 
 def run(
-  advance: Advance,
-  num_members: int,
-  num_stages: int,
-  k: int,
+  ask: Callable[[np.ndarray, slice], None],
+  rewards: np.ndarray,
+  seen: np.ndarray,
   *,
-  known: Sequence[float] = (),
-  prune: bool = True,
-) -> Pruned:
-  """Takes members through the stages, as few as decide the top K.
+  ends: Sequence[int],
+  k: int,
+  max_reward: float,
+) -> float:
+  """Asks for as few rewards as decide the top K.
 
   Args:
-    advance: runs one stage for the members at some places, given their carry
-      (None before the first stage).
-    num_members: N.
-    num_stages: of a full score.
+    ask: fills `rewards` and `seen` for the members at some places [n], in
+      some rows.
+    rewards: float32 [N, B]; those known already count.
+    seen: bool [N, B].
+    ends: rows after which members may be dropped, ascending, the last B.
     k: how many will be selected.
-    known: finished scores of other members of the same population.
-    prune: False runs every stage of every member, with the same bits.
+    max_reward: no reward is above it; infinity drops nothing.
+
+  Returns:
+    The share of rewards that was not needed.
   """
-  stages = np.zeros(num_members, np.int64)
-  if not num_members:
-    return Pruned(np.zeros((0, 0), np.float32), stages, 0.0)
-  carry, rewards = advance(np.arange(num_members), 0, None)
-  rewards = np.array(rewards, np.float32)
-  carry = jax.tree.map(np.array, carry)
-  stages[:] = 1
+  blocks = [
+    slice(start, end) for start, end in zip((0, *ends[:-1]), ends, strict=True)
+  ]
 
-  def go_on(places: np.ndarray, stage: int) -> None:
-    """The next stage of some members, into their places."""
-    if not places.size:
-      return
-    now = jax.tree.map(lambda x: x[places], carry)
-    after, found = advance(places, stage, now)
+  def fill(places: np.ndarray, rows: slice) -> None:
+    todo = places[~seen[places, rows].all(axis=1)]
+    if todo.size:
+      ask(todo, rows)
 
-    def put(old, new):
-      old[places] = new
+  def possible() -> np.ndarray:
+    """The best score that each member can still have."""
+    return mean_scores(np.where(seen, rewards, np.float32(max_reward)))
 
-    jax.tree.map(put, carry, after)
-    rewards[places] += found
-    stages[places] += 1
-
-  if prune:
-    # Those who lead now are likely to lead in the end; they set the bound.
-    partial = mean_scores(rewards)
-    leaders = np.asarray(selection.top_k(partial, min(k, num_members)))
-    for stage in range(1, num_stages):
-      go_on(np.sort(leaders), stage)
-  for stage in range(1, num_stages):
-    partial = mean_scores(rewards)
-    stays = stages == stage
-    if prune:
-      whole = np.append(partial[stages == num_stages], np.float32(known))
-      stays &= partial >= _kth_best(whole, k)
-    go_on(np.flatnonzero(stays), stage)
-  total = num_members * num_stages
-  return Pruned(rewards, stages, 1 - float(stages.sum()) / total)
+  everyone = np.arange(len(rewards))
+  fill(everyone, blocks[0])
+  if len(blocks) > 1:
+    # Those who lead now are likely to lead in the end; they set the bar.
+    leaders = np.asarray(selection.top_k(possible(), min(k, len(rewards))))
+    for rows in blocks[1:]:
+      fill(np.sort(leaders), rows)
+  for rows in blocks[1:]:
+    hopes = possible()
+    is_whole = seen.all(axis=1)
+    bar = _kth_best(hopes[is_whole], k)
+    # A NaN is never selected before a number, so it is below every bar.
+    stays = ~is_whole & ((hopes >= bar) | (bar == -np.inf))
+    fill(np.flatnonzero(stays), rows)
+  return 1 - float(seen.mean())
 
 
 def _kth_best(scores: np.ndarray, k: int) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,9 @@ from thicket import perturb, prng, pruning, selection, sharding, trees
 from thicket.blocks import Block
 from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
-from thicket.scoring import Staged
+
+# Saved together; a kill loses at most these.
+_MEMBERS_PER_RANGE = 128
 
 Tree = Any
 Apply = Callable[[Tree, Tree], Tree]
@@ -48,7 +51,7 @@ class Result:
 
   Attributes:
     ledger: the reward of the base (member -1) and of every member for every
-      row, in split 'selection'; none of members that were pruned.
+      row, in split 'selection'; of pruned members those that were asked.
     base_score: mean reward of the unperturbed model.
     scores: float32 [N], mean reward of each member; NaN if it was pruned.
     members: the K selected, best first.
@@ -56,7 +59,7 @@ class Result:
       first; see `scoring.mean` and `scoring.vote`.
     outputs: maps (member ids, batch) to their outputs; -1 is the base.
     population: gives every member its sigma.
-    saved: share of the work that pruning saved.
+    saved: share of rewards that pruning did not need.
   """
 
   ledger: Ledger
@@ -70,7 +73,7 @@ class Result:
 
   @property
   def rewards(self) -> np.ndarray:
-    """float32 [N, B], NaN where pruned."""
+    """float32 [N, B], NaN where pruning asked no more."""
     return self._rewards()[1:]
 
   @property
@@ -87,7 +90,7 @@ def search(
   apply: Apply,
   params: Tree,
   data: Tree,
-  score: Callable[[Tree, Tree], jax.Array] | Staged,
+  score: Callable[[Tree, Tree], jax.Array],
   *,
   key: jax.Array | int,
   num_members: int,
@@ -99,7 +102,8 @@ def search(
   only: str = '',
   skip: str = '',
   members_per_device: int = 16,
-  prune: bool = True,
+  prune_after: Sequence[int] = (),
+  max_reward: float = 0.0,
   workdir: os.PathLike[str] | str | None = None,
   name: str = '',
 ) -> Result:
@@ -109,8 +113,7 @@ def search(
     apply: (params, data) -> outputs, pure; `model.apply` of a Flax module.
     params: tree of float arrays.
     data: what `apply` and `score` take, the selection set as one batch.
-    score: (outputs, data) -> rewards, [B] or a scalar; higher is better. Or
-      a score in stages (`scoring.Staged`), which can be pruned.
+    score: (outputs, data) -> rewards, [B] or a scalar; higher is better.
     key: a typed key of JAX's threefry (`jax.random.key(0)`), or the root seed
       as an integer in [0, 2**64).
     num_members: N.
@@ -122,8 +125,10 @@ def search(
     only: perturb only parameters whose path matches this regular expression.
     skip: and not those that match this one.
     members_per_device: members in memory at a time, on each device.
-    prune: with a score in stages, stop members that cannot reach the top K;
-      the K are the same, the others have no score.
+    prune_after: numbers of rows after which members that can no longer reach
+      the top K are dropped: the K are the same, found in less time, and those
+      dropped have no score. Needs arrays [B, ...] in `data`.
+    max_reward: for pruning, what no row's reward is above.
     workdir: folder in which rewards are kept as they are found, so that the
       same call goes on where it was stopped, and one with more members adds
       to it. By default they are in memory only.
@@ -156,6 +161,7 @@ def search(
       'noise': {'family': family, 'scale': scale, 'only': only, 'skip': skip},
       'params': trees.content_hash(params),
       'data': trees.content_hash(data),
+      'prune_after': list(prune_after),
     }
     ledger = Ledger.open(epath.Path(workdir) / 'ledger', recipe)
   perturber = perturb.Perturber(
@@ -169,15 +175,16 @@ def search(
   )
   loop = _Loop(perturber, population, mesh, members_per_device)
   data = sharding.replicate(mesh, data)
-  scorer = _Scorer(loop, apply, score, data, ledger)
-  scorer.score([BASE])
-  saved = scorer.score(population.ids(), top_k if prune else None)
-  scores = scorer.scores(population.ids())
+  scorer = _Scorer(
+    loop, num_members, apply, score, data, ledger, tuple(prune_after)
+  )
+  base, _ = scorer.scores([BASE], 1, math.inf)
+  scores, saved = scorer.scores(population.ids(), top_k, max_reward)
   best = [int(i) for i in selection.top_k(scores, top_k)]
   outputs = loop.outputs_of(apply)
   return Result(
     ledger=ledger,
-    base_score=float(scorer.scores([BASE])[0]),
+    base_score=float(base[0]),
     scores=scores,
     members=tuple(
       Member(i, float(population.sigma([i])[0]), float(scores[i])) for i in best
@@ -198,9 +205,9 @@ class _Loop:
     self._per_device = per_device
     self._members: dict[int, Members] = {}
 
-  def run(self, ids, step):
-    """As `Members.run`, in chunks of no more members than there are."""
-    enough = -(-len(ids) // sharding.num_devices(self.mesh))
+  def run(self, ids, step, of: int):
+    """As `Members.run`, in chunks of no more members than `of`."""
+    enough = -(-of // sharding.num_devices(self.mesh))
     per_device = min(self._per_device, enough)
     if per_device not in self._members:
       self._members[per_device] = self._make(per_device)
@@ -217,7 +224,8 @@ class _Loop:
 
     def of_members(ids: Sequence[int], batch: Tree) -> Tree:
       batch = sharding.replicate(self.mesh, batch)
-      chunks = self.run(ids, lambda weights, *_: compiled(weights, batch))
+      step = lambda weights, *_: compiled(weights, batch)
+      chunks = self.run(ids, step, len(ids))
       return jax.tree.map(
         lambda *parts: np.concatenate(parts), *[found for *_, found in chunks]
       )
@@ -226,77 +234,92 @@ class _Loop:
 
 
 class _Scorer:
-  """Scores members that the ledger does not hold yet."""
+  """Scores members on the rows that the ledger does not hold yet."""
 
-  def __init__(self, loop, apply, score, data, ledger):
-    self._loop, self._data, self._ledger = loop, data, ledger
-    self._staged = None if callable(score) else score
-    if self._staged is None:
-      rewards = functools.partial(_rewards, apply, score)
-      self._step = _over_members(rewards, mesh=loop.mesh, in_axes=loop.in_axes)
-    else:
-      self._step = _stage_over_members(self._staged, loop)
+  def __init__(self, loop, size, apply, score, data, ledger, prune_after):
+    self._loop, self._size = loop, size
+    self._data, self._ledger = data, ledger
+    self._ends = _ends(prune_after, data)
+    rewards = functools.partial(_rewards, apply, score)
+    self._step = _over_members(rewards, mesh=loop.mesh, in_axes=loop.in_axes)
 
-  def score(self, ids: Sequence[int], k: int | None = None) -> float:
-    """Adds what is missing; returns the share of work that pruning saved."""
-    held = self._held(ids)
-    todo = np.asarray([i for i in ids if i not in held], np.int32)
-    if not todo.size:
-      return 0.0
-    if self._staged is None:
-      step = lambda weights, *_: self._step(weights, self._data)
-      for chunk, _, found in self._loop.run(todo, step):
-        self._ledger.append('selection', _block(chunk, found))
-      return 0.0
-    stages = self._staged.num_stages
-    found = pruning.run(
-      functools.partial(self._advance, todo),
-      len(todo),
-      stages,
-      k or 1,
-      known=list(held.values()),
-      prune=k is not None,
+  def scores(
+    self, ids: Sequence[int], k: int, max_reward: float
+  ) -> tuple[np.ndarray, float]:
+    """float32 [len(ids)], NaN where pruned, and the share of work saved."""
+    ids = np.asarray(ids, np.int32)
+    if self._ends is None:  # the number of rewards is the score's own affair
+      self._fill(ids[~self._seen(ids)], slice(None), self._data)
+      block = self._ledger.view('selection', ids)
+      return pruning.mean_scores(block.reward[:, :, 0]), 0.0
+    rows = np.arange(self._ends[-1])
+    block = self._ledger.view('selection', ids, rows, [0])
+    rewards, seen = block.reward[:, :, 0].copy(), block.seen[:, :, 0].copy()
+
+    def ask(places: np.ndarray, part: slice) -> None:
+      data = jax.tree.map(lambda x: x[part], self._data)
+      found = self._fill(ids[places], part, data)
+      if (found > max_reward).any():
+        raise ValueError(
+          f'a reward is {found.max()}, above max_reward = {max_reward}: '
+          'pruning would not be exact'
+        )
+      rewards[places, part], seen[places, part] = found, True
+
+    saved = pruning.run(
+      ask, rewards, seen, ends=self._ends, k=k, max_reward=max_reward
     )
-    whole = found.stages == stages
-    block = _block(todo[whole], found.rewards[whole])
-    self._ledger.append('selection', block)
-    return found.saved
+    scores = np.full(len(ids), np.nan, np.float32)
+    is_whole = seen.all(axis=1)
+    scores[is_whole] = pruning.mean_scores(rewards[is_whole])
+    return scores, saved
 
-  def scores(self, ids: Sequence[int]) -> np.ndarray:
-    """float32 [len(ids)], NaN where pruned."""
-    held = self._held(ids)
-    return np.array([held.get(int(i), np.nan) for i in ids], np.float32)
-
-  def _held(self, ids: Sequence[int]) -> dict[int, float]:
+  def _seen(self, ids: np.ndarray) -> np.ndarray:
     if 'selection' not in self._ledger.splits:
-      return {}
-    block = self._ledger.view('selection', ids)
-    is_whole = block.seen.all(axis=(1, 2))
-    scores = pruning.mean_scores(block.reward[is_whole, :, 0])
-    return dict(zip(block.members[is_whole].tolist(), scores, strict=True))
+      return np.zeros(len(ids), bool)
+    return self._ledger.view('selection', ids).seen.all(axis=(1, 2))
 
-  def _advance(self, ids, places, stage, carry):
-    """One stage of some members; see `pruning.Advance`."""
-    start = 0
+  def _fill(self, ids: np.ndarray, rows: slice, data: Tree) -> np.ndarray:
+    """Rewards [n, rows] of members, kept as they are found."""
+    found: list[np.ndarray] = []
+    kept = 0
 
-    def step(weights, chunk_ids, _):
-      nonlocal start
-      count = len(chunk_ids)
-      if carry is None:
-        now = jax.tree.map(
-          lambda x: jnp.broadcast_to(x, (count, *np.shape(x))),
-          self._staged.init(self._data),
-        )
-      else:
-        part = np.arange(start, start + count) % len(places)  # any will fill
-        now = jax.tree.map(
-          lambda x: sharding.spread(self._loop.mesh, x[part]), carry
-        )
-      start += count
-      return self._step(weights, self._data, now, np.int32(stage))
+    def keep() -> None:
+      nonlocal kept
+      if len(found) > kept:
+        new = np.concatenate(found[kept:])
+        first = sum(map(len, found[:kept]))
+        names = ids[first : first + len(new)]
+        self._ledger.append('selection', _block(names, new, rows.start or 0))
+        kept = len(found)
 
-    parts = [found for *_, found in self._loop.run(ids[places], step)]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    try:
+      step = lambda weights, *_: self._step(weights, data)
+      # In chunks of one size, whoever is asked: others round differently.
+      for _, _, rewards in self._loop.run(ids, step, self._size):
+        found.append(rewards)
+        if sum(map(len, found[kept:])) >= _MEMBERS_PER_RANGE:
+          keep()
+    finally:
+      keep()
+    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+
+def _ends(prune_after: tuple[int, ...], data: Tree) -> tuple[int, ...] | None:
+  """Ends of blocks of rows; None where nothing is to be pruned."""
+  if not prune_after:
+    return None
+  lengths = {np.shape(x)[0] if np.ndim(x) else 0 for x in jax.tree.leaves(data)}
+  if len(lengths) != 1:
+    raise ValueError(
+      f'prune_after = {prune_after} needs data of arrays with as many rows '
+      f'each; there are {sorted(lengths)}'
+    )
+  (rows,) = lengths
+  ends = tuple(sorted({*prune_after, rows}))
+  if ends[0] < 1 or ends[-1] > rows:
+    raise ValueError(f'prune_after = {prune_after}: there are {rows} rows')
+  return ends
 
 
 def _rewards(apply, score, weights, batch):
@@ -305,27 +328,6 @@ def _rewards(apply, score, weights, batch):
   if found.ndim > 1:
     raise ValueError(f'score gives shape {found.shape}; [B] or () is needed')
   return jnp.atleast_1d(found)
-
-
-def _stage_over_members(staged: Staged, loop: _Loop):
-  """Compiles a stage for members spread over the mesh."""
-  members, whole = PartitionSpec(sharding.MEMBERS), PartitionSpec()
-
-  def step(weights, batch, carry, stage):
-    with _users_own_rules():
-      return staged.step(weights, batch, carry, stage)
-
-  @jax.jit
-  def run(weights, batch, carry, stage):
-    return jax.shard_map(
-      jax.vmap(step, in_axes=(loop.in_axes, None, 0, None)),
-      mesh=loop.mesh,
-      in_specs=(sharding.weight_specs(loop.in_axes), whole, members, whole),
-      out_specs=members,
-      check_vma=False,
-    )(weights, batch, carry, stage)
-
-  return run
 
 
 def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
@@ -370,12 +372,12 @@ def _seed(key: jax.Array | int) -> int:
   return int(words[0]) << 32 | int(words[1])
 
 
-def _block(member_ids: np.ndarray, rewards: np.ndarray) -> Block:
+def _block(member_ids: np.ndarray, rewards: np.ndarray, first: int) -> Block:
   """Rewards [m, r] as rows of the ledger; there are no texts or answers."""
   shape = (*rewards.shape, 1)
   return Block(
     members=member_ids,
-    rows=np.arange(shape[1], dtype=np.int64),
+    rows=first + np.arange(shape[1], dtype=np.int64),
     draws=np.zeros(1, np.int32),
     seen=np.ones(shape, bool),
     reward=rewards[..., None],

@@ -140,6 +140,14 @@ class Run:
     """
     return report.tell(self, self.plan, self.workdir, self.console, self._facts)
 
+  def results(self) -> dict[str, pathlib.Path]:
+    """Where things lie, by what they are."""
+    return {
+      'report': self.workdir / report.PAGE,
+      'summary': self.workdir / report.SUMMARY,
+      'ledger': self.workdir / 'ledger',
+    }
+
   def get(
     self,
     condition: Condition,

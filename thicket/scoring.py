@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from thicket import voting
-
-Tree = Any
 
 
 class Batch(NamedTuple):
@@ -33,29 +31,6 @@ class Batch(NamedTuple):
 
   inputs: Any
   targets: Any
-
-
-class Staged(Protocol):
-  """A score that is computed in stages, so that it can be stopped early.
-
-  A row's reward is the sum, in float32 and in order, of what its stages give,
-  and no stage gives more than 0: what has been summed bounds what will be.
-
-  Attributes:
-    num_stages: at least 1.
-  """
-
-  num_stages: int
-
-  def init(self, data: Tree) -> Tree:
-    """Arrays that the first stage starts from, the same for all members."""
-    ...
-
-  def step(
-    self, params: Tree, data: Tree, carry: Tree, stage: jax.Array
-  ) -> tuple[Tree, jax.Array]:
-    """One stage of one member: its next carry, and rewards [B], all <= 0."""
-    ...
 
 
 def negative_mse(outputs: jax.Array, batch: Batch) -> jax.Array:
@@ -97,7 +72,8 @@ class Scoring:
   """How the outputs of one kind of model are scored, combined and counted.
 
   Attributes:
-    reward: (outputs, batch) -> [B], what selection maximises.
+    reward: (outputs, batch) -> [B], what selection maximises; at most 0, so
+      that members can be pruned exactly.
     measure: (outputs, batch) -> [B], what a result is reported in.
     measure_name: its name, with its unit.
     combine: by name, (outputs [K, B, ...]) -> outputs of the ensemble; the

@@ -131,3 +131,31 @@ def work_line(work: Mapping[str, Any]) -> str:
       f'{ours["compile_seconds"]:.0f} s of compiling'
     )
   return f'{line} ({work["devices"]}).'
+
+
+def contest(told: Mapping[str, Any]) -> Table:
+  """Systems of one problem of values or labels, against its base."""
+  test = told['test']
+  table = _table(
+    f'{told["name"]}: {test["rows"]} test rows, {test["measure"]} [95%]',
+    'system',
+    'value',
+    'against base',
+  )
+  for row in test['systems']:
+    found = row['against_base']
+    change = 'upper bound' if row['kind'] == 'bound' else ''
+    if found is not None:
+      star = '*' if found['claim'] != 'none' else ' '
+      change = _estimate(found['difference'], found['interval'], '+') + star
+    table.add_row(row['name'], _estimate(row['value'], row['interval']), change)
+  table.caption = (
+    '* the paired interval (and exact p, where there is one) says so'
+  )
+  table.caption_justify = 'left'
+  return table
+
+
+def _estimate(found: float, interval: Sequence[float], sign: str = '') -> str:
+  low, high = interval
+  return f'{found:{sign}.3g} [{low:{sign}.2g}, {high:{sign}.2g}]'

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run on values or labels: search, controls, tables, figures, one report.
+
+The search is `thicket.search`, the table `contest.hold`; this module only
+tells their story for each problem of a configuration, and keeps it in a
+folder: `PROBLEM/ledger`, `summary.json` and `report.html`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from rich.console import Console
+
+from thicket import contest, page, problems, randopt, scoring, tables
+from thicket.contest import Contest
+from thicket.estimates import rate
+from thicket.ledger import LedgerError, write_atomically
+from thicket.problems import Problem, ProblemError
+from thicket.recipe import recipe_hash
+
+SUMMARY, PAGE = 'summary.json', 'report.html'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Told:
+  """What was found for one problem."""
+
+  problem: Problem
+  result: randopt.Result
+  contest: Contest
+  seconds: dict[str, float]
+
+
+class ArrayRun:
+  """The problems of a configuration; `finish` tells their story."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: str | None = None,
+    console: Console | None = None,
+  ):
+    """Checks the configuration and names the folder; computes nothing yet.
+
+    Args:
+      config: as `configs/signals.py` or `configs/vision.py` makes it.
+      workdir: folder of the run; by default named by task and recipe, so that
+        the same command resumes and another recipe never collides.
+      console: where progress and tables go.
+
+    Raises:
+      ProblemError: naming the setting.
+    """
+    self.config, self.console = config, console or Console()
+    self.sizes = _sizes(config)
+    if workdir is None:
+      name = f'{config.task.name}-{recipe_hash(_recipe(config))}'
+      workdir = os.path.join('runs', name)
+    self.workdir = pathlib.Path(workdir)
+
+  def finish(self) -> dict[str, Any]:
+    """Searches and compares for each problem; returns the summary."""
+    start, told = time.monotonic(), []
+    make = problems.make(self.config)
+    while True:
+      began = time.monotonic()
+      problem = next(make, None)
+      if problem is None:
+        break
+      seconds = {'pretraining': time.monotonic() - began}
+      told.append(self._search(problem, seconds))
+      self.console.print('', tables.contest(_tell(told[-1])), sep='\n')
+    summary = {
+      'config': json.loads(json.dumps(self.config.to_dict())),
+      'problems': [_tell(x) for x in told],
+      'seconds': time.monotonic() - start,
+      'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    }
+    for name, text in (
+      (SUMMARY, json.dumps(summary, indent=2)),
+      (PAGE, page.render_problems(summary, _figures(self.config, told))),
+    ):
+      try:
+        write_atomically(self.workdir / name, text)
+      except OSError as error:
+        raise LedgerError(
+          f'{self.workdir / name}: cannot be written: {error.strerror}'
+        ) from error
+    return summary
+
+  def results(self) -> dict[str, pathlib.Path]:
+    """Where things lie, by what they are."""
+    return {
+      'report': self.workdir / PAGE,
+      'summary': self.workdir / SUMMARY,
+      'ledgers': self.workdir,
+    }
+
+  def _search(self, problem: Problem, seconds: dict[str, float]) -> Told:
+    config, population = self.config, self.config.population
+    parameters = sum(x.size for x in jax.tree.leaves(problem.params))
+    logging.info(
+      '%s: %d parameters, pretrained in %.1f s; searching N = %d',
+      problem.name,
+      parameters,
+      seconds['pretraining'],
+      population.size,
+    )
+    rules, start = scoring.SCORINGS[problem.output], time.monotonic()
+    try:
+      result = randopt.search(
+        problem.apply,
+        problem.params,
+        problem.selection,
+        rules.reward,
+        key=config.seed,
+        num_members=population.size,
+        top_k=self.sizes[-1],
+        sigma=problem.sigmas,
+        family=population.family,
+        scale=population.scale,
+        only=population.only,
+        skip=population.skip,
+        members_per_device=config.run.members_per_device,
+        prune_after=config.run.prune_after,
+        workdir=self.workdir / problem.name,
+        name=f'{config.task.name}: {problem.output}',
+      )
+    except LedgerError:
+      raise
+    except ValueError as error:
+      raise ProblemError(f'{problem.name}: {error}') from error
+    seconds['search'] = time.monotonic() - start
+    found = contest.hold(result, problem.test, rules, sizes=self.sizes)
+    return Told(problem, result, found, seconds)
+
+
+def _sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  problems.check('task.name', config.task.name, problems.PROBLEMS)
+  asked, n = tuple(config.ensemble.sizes), config.population.size
+  for size in asked or (0,):
+    if type(size) is not int or not 1 <= size <= n:
+      raise ProblemError(
+        f'ensemble.sizes = {asked}: each K is a whole number in 1..{n}, N of '
+        'population.size'
+      )
+  return tuple(sorted(set(asked)))
+
+
+def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What members and their rewards depend on."""
+  recipe = json.loads(json.dumps(config.to_dict()))
+  del recipe['population']['size'], recipe['ensemble'], recipe['run']
+  return recipe
+
+
+def _tell(told: Told) -> dict[str, Any]:
+  """One problem of the summary, as plain values."""
+  problem, result = told.problem, told.result
+  scores = result.scores
+  finished = ~np.isnan(scores)
+  sigma = result.population.sigma(result.population.ids())
+  rows = [row['id'] for row in told.contest.rows]
+  largest = [name for name in rows if name.startswith('ensemble-')]
+  best = told.contest.row((largest or ['best-member'])[-1])
+  return {
+    'name': problem.name,
+    'output': problem.output,
+    'parameters': sum(x.size for x in jax.tree.leaves(problem.params)),
+    'sigmas': [float(x) for x in problem.sigmas],
+    'pretraining': {
+      'steps': len(problem.losses),
+      'last_loss': float(problem.losses[-1]) if problem.losses.size else None,
+    },
+    'selection': {
+      'rows': len(problem.selection.targets),
+      'base_score': result.base_score,
+      'saved': result.saved,
+      # Whoever was dropped is below the K-th best, but maybe not the base.
+      'above_base': (
+        rate(scores > np.float32(result.base_score)) if finished.all() else None
+      ),
+      'scores': [
+        float(score) if is_known else None
+        for score, is_known in zip(scores, finished, strict=True)
+      ],
+      'member_sigmas': sigma.tolist(),
+    },
+    'selected': [dataclasses.asdict(member) for member in result.members],
+    'test': {
+      'rows': told.contest.num_rows,
+      'measure': told.contest.measure,
+      'systems': told.contest.rows,
+    },
+    'seconds': told.seconds,
+    'verdict': _verdict(best, told.contest.row('base')),
+  }
+
+
+def _verdict(best: dict[str, Any], base: dict[str, Any]) -> str:
+  """What a reader may take home."""
+  found = best['against_base']
+  words = {
+    'above': 'is above the base',
+    'below': 'is below the base',
+    'none': 'cannot be told from the base',
+  }
+  low, high = found['interval']
+  return (
+    f'the {best["name"]} {words[found["claim"]]} on fresh rows: '
+    f'{base["value"]:.4g} to {best["value"]:.4g}, '
+    f'{found["difference"]:+.3g} [{low:+.3g}, {high:+.3g}]'
+  )
+
+
+def _figures(config: Any, told: list[Told]) -> dict[str, tuple[str, str]]:
+  return {}

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a configuration of values or labels asks for: models and their data.
+
+A problem is everything one search needs. Some configurations ask for several:
+the signals of Neural Thickets (arXiv 2603.12228, section 3) compare what was
+pretrained on nothing, on a mixture of families, and on the target's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from thicket import pretrain, signals
+from thicket.models import mlp
+from thicket.scoring import Batch
+
+Tree = Any
+Config = ml_collections.ConfigDict
+
+
+class ProblemError(ValueError):
+  """A setting that makes no sense; the message names it and its value."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+  """One pretrained model, and rows to select and to test on.
+
+  Attributes:
+    name: of its folder and in tables.
+    output: a key of `scoring.SCORINGS`.
+    apply: (params, batch) -> outputs [B, ...].
+    params: tree of float arrays.
+    selection: rows to select on.
+    test: rows that selection does not see.
+    sigmas: of the population.
+    losses: float32 [steps] of the pretraining; empty without one.
+  """
+
+  name: str
+  output: str
+  apply: Callable[[Tree, Batch], jax.Array]
+  params: Tree
+  selection: Batch
+  test: Batch
+  sigmas: tuple[float, ...]
+  losses: np.ndarray
+
+
+def make(config: Config) -> Iterator[Problem]:
+  """The problems of a configuration, each pretrained when it is asked for.
+
+  Raises:
+    ProblemError: naming the setting.
+  """
+  name = config.task.name
+  check('task.name', name, PROBLEMS)
+  yield from PROBLEMS[name](config)
+
+
+def check(name: str, value: str, known: Any) -> None:
+  """Raises ProblemError, with the near name, if a value is not known."""
+  if value not in known:
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise ProblemError(f'{name} = {value!r}; {hint}known: {", ".join(known)}')
+
+
+def _signals(config: Config) -> Iterator[Problem]:
+  """One problem for each thing to pretrain on; see `configs/signals.py`."""
+  steps, target = config.task.steps, config.task.target
+  check('task.target', target, signals.TARGETS)
+  check('model.initializer', config.model.initializer, mlp.INITIALIZERS)
+  for source in config.pretraining.on:
+    check(
+      'pretraining.on', source, (signals.NONE, signals.MIXED, *signals.FAMILIES)
+    )
+  model = mlp.MLP(
+    config.model.width, config.model.depth, config.model.initializer
+  )
+  key_model, key_train, key_data = jax.random.split(
+    jax.random.key(config.seed), 3
+  )
+  context = jnp.zeros((1, signals.CONTEXT))
+  start = model.init(key_model, context)
+
+  def apply(params: Tree, batch: Batch) -> jax.Array:
+    return mlp.rollout(model.apply, params, batch.inputs, steps)
+
+  def loss(params: Tree, batch: Batch) -> jax.Array:
+    return jnp.square(model.apply(params, batch.inputs) - batch.targets).mean()
+
+  def rows(number: int) -> Batch:
+    drawn = signals.draw(
+      (signals.TARGETS[target],), key_data, number, signals.CONTEXT + steps
+    )
+    return Batch(drawn[:, : signals.CONTEXT], drawn[:, signals.CONTEXT :])
+
+  first, second = config.data.num_selection, config.data.num_test
+  drawn = rows(first + second)
+  for source in config.pretraining.on:
+    params, losses = start, jnp.zeros(0)
+    if source != signals.NONE:
+      families = signals.of_pretraining(source)
+
+      def sample(key: jax.Array, families=families) -> Batch:
+        return Batch(
+          *signals.windows(
+            families,
+            key,
+            config.pretraining.batch_size,
+            signals.CONTEXT + steps,
+          )
+        )
+
+      params, losses = pretrain.pretrain(
+        loss,
+        start,
+        sample,
+        key=key_train,
+        num_steps=config.pretraining.steps,
+        learning_rate=config.pretraining.learning_rate,
+      )
+    population = config.population
+    own = source == signals.NONE and population.sigmas_untrained
+    yield Problem(
+      name=f'{source}-{target}',
+      output='value',
+      apply=apply,
+      params=params,
+      selection=jax.tree.map(lambda x: x[:first], drawn),
+      test=jax.tree.map(lambda x: x[first:], drawn),
+      sigmas=tuple(own or population.sigmas),
+      losses=np.asarray(losses),
+    )
+
+
+PROBLEMS: dict[str, Callable[[Config], Iterator[Problem]]] = {
+  'signals': _signals,
+}
