@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import optax
 
+from thicket.user_rules import user_rules
+
 Tree = Any
 
 
@@ -46,8 +48,7 @@ def pretrain(
   """
   if num_steps < 0:
     raise ValueError(f'num_steps = {num_steps} is below 0')
-  # Optax and users' models follow JAX's own rules for mixed types.
-  with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
+  with user_rules():
     params, losses = _train(loss, sample, num_steps, learning_rate, params, key)
   bad = ~jax.numpy.isfinite(losses)
   if bad.any():

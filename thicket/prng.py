@@ -129,6 +129,27 @@ def check_seed(seed: int) -> None:
     raise ValueError(f'seed {seed} is outside [0, 2**64)')
 
 
+def seed_of(key: jax.Array | int) -> int:
+  """The root seed in a typed threefry key, or an integer as it is.
+
+  Raises:
+    ValueError: `key` is neither.
+  """
+  if isinstance(key, (int, np.integer)):
+    return int(key)
+  dtype = getattr(key, 'dtype', None)
+  if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    raise ValueError(
+      f'key is {dtype or type(key).__name__}; make it with jax.random.key(seed)'
+    )
+  words = np.asarray(jax.random.key_data(key))
+  if words.shape != (2,):
+    raise ValueError(
+      f'key holds words of shape {words.shape}; one threefry key is needed'
+    )
+  return int(words[0]) << 32 | int(words[1])
+
+
 def tensor_keys(
   seed: int,
   member_ids: Sequence[int] | np.ndarray,

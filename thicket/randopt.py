@@ -10,7 +10,6 @@ Axes: N members, K of them selected, M at a time, B rows.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -28,6 +27,7 @@ from thicket import perturb, prng, pruning, selection, sharding, trees
 from thicket.blocks import Block
 from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
+from thicket.user_rules import user_rules
 
 # Saved together; a kill loses at most these.
 _MEMBERS_PER_RANGE = 128
@@ -144,7 +144,7 @@ def search(
   """
   if not 1 <= top_k <= num_members:
     raise ValueError(f'top_k = {top_k} is outside [1, {num_members}] members')
-  seed = _seed(key)
+  seed = prng.seed_of(key)
   sigmas = tuple(np.atleast_1d(np.asarray(sigma, np.float64)).tolist())
   population = Population(seed, num_members, sigmas)
   if not jax.tree.leaves(params):
@@ -217,7 +217,7 @@ class _Loop:
     """(ids, batch) -> outputs [len(ids), ...] on the host."""
 
     def outputs(weights, batch):
-      with _users_own_rules():
+      with user_rules():
         return apply(weights, batch)
 
     compiled = _over_members(outputs, mesh=self.mesh, in_axes=self.in_axes)
@@ -323,7 +323,7 @@ def _ends(prune_after: tuple[int, ...], data: Tree) -> tuple[int, ...] | None:
 
 
 def _rewards(apply, score, weights, batch):
-  with _users_own_rules():
+  with user_rules():
     found = jnp.asarray(score(apply(weights, batch), batch), jnp.float32)
   if found.ndim > 1:
     raise ValueError(f'score gives shape {found.shape}; [B] or () is needed')
@@ -345,31 +345,6 @@ def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
     )(weights, batch)
 
   return run
-
-
-def _users_own_rules():
-  """Traces users' models under JAX's defaults, not under strict rules."""
-  stack = contextlib.ExitStack()
-  stack.enter_context(jax.numpy_dtype_promotion('standard'))
-  stack.enter_context(jax.numpy_rank_promotion('allow'))
-  return stack
-
-
-def _seed(key: jax.Array | int) -> int:
-  if isinstance(key, (int, np.integer)):
-    return int(key)
-  dtype = getattr(key, 'dtype', type(key).__name__)
-  is_key = hasattr(key, 'dtype') and jax.dtypes.issubdtype(
-    dtype, jax.dtypes.prng_key
-  )
-  if not is_key:
-    raise ValueError(f'key is {dtype}; make it with jax.random.key(seed)')
-  words = np.asarray(jax.random.key_data(key))
-  if words.shape != (2,):
-    raise ValueError(
-      f'key holds words of shape {words.shape}; one threefry key is needed'
-    )
-  return int(words[0]) << 32 | int(words[1])
 
 
 def _block(member_ids: np.ndarray, rewards: np.ndarray, first: int) -> Block:
