@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
   config.task = ml_collections.ConfigDict()
   config.task.name = 'signals'
-  config.task.target = 'line'  # a name of thicket.signals.TARGETS
+  config.task.target = 'fixed_line'  # a name of thicket.signals.TARGETS
   config.task.steps = 60  # predicted in a row, each from the ones before
 
   config.model = ml_collections.ConfigDict()

@@ -19,12 +19,24 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from thicket import contest, page, problems, randopt, scoring, tables
+from thicket import (
+  contest,
+  page,
+  problems,
+  randopt,
+  scoring,
+  signals,
+  tables,
+)
+from thicket.analysis import density
 from thicket.contest import Contest
 from thicket.estimates import rate
 from thicket.ledger import LedgerError, write_atomically
+from thicket.plots import signals as signal_plots
+from thicket.plots import style, thickets
 from thicket.problems import Problem, ProblemError
 from thicket.recipe import recipe_hash
 
@@ -223,5 +235,80 @@ def _verdict(best: dict[str, Any], base: dict[str, Any]) -> str:
   )
 
 
-def _figures(config: Any, told: list[Told]) -> dict[str, tuple[str, str]]:
-  return {}
+def _common(result: randopt.Result) -> tuple[np.ndarray, np.ndarray]:
+  """Rewards [N, b] and [b] of the base, on the rows that all members saw."""
+  rewards = result.rewards
+  seen = ~np.isnan(rewards).any(axis=0)
+  return rewards[:, seen], result.base_rewards[seen]
+
+
+def _figures(
+  config: ml_collections.ConfigDict, told: list[Told]
+) -> dict[str, tuple[str, str]]:
+  """SVG and caption of each figure, by title."""
+  figures = {}
+  if config.task.name == 'signals':
+    panels = [_panel(x) for x in told]
+    rows = _common(told[0].result)[0].shape[1]
+    figures['Signals continued'] = signal_plots.regimes(
+      panels, rows=rows, scale=config.population.scale
+    )
+  for x in told:
+    figures[f'Solution density: {x.problem.name}'] = _density(config, x)
+  return {title: style.apart(figure) for title, figure in figures.items()}
+
+
+_REGIMES = {'none': 'nothing', 'mixed': 'all families'}
+
+
+def _panel(told: Told) -> signal_plots.Panel:
+  """The first test signal, and the errors of all members."""
+  problem, found = told.problem, told.contest
+  source, target = problem.name.split('-')
+  rewards, base = _common(told.result)
+  context = np.asarray(problem.test.inputs[0])
+  wanted = np.asarray(problem.test.targets[0])
+  base_out, *members = found.outputs[:, 0]
+  # What the ensemble would score on the selection rows is not known without
+  # running it there; its error on the test rows stands for it.
+  row = [x for x in found.rows if x['kind'] == 'ensemble'][-1]
+  steps = np.arange(len(context) + len(wanted), dtype=np.float32)
+  return signal_plots.Panel(
+    title=f'pretrained on {_REGIMES.get(source, source)}; target: {target}',
+    x=signals.START + signals.STEP * steps,
+    context=context,
+    target=wanted,
+    base=base_out,
+    members=np.stack(members),
+    ensemble=found.ensemble[0],
+    errors=-rewards.mean(axis=1),
+    base_error=-float(base.mean()),
+    ensemble_error=-row['value'],
+    sigma=problem.sigmas,
+  )
+
+
+def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
+  rewards, base = _common(told.result)
+  population = told.result.population
+  gains = np.sort(rewards.mean(axis=1) - base.mean())
+  # From no gain to that of the best few.
+  top = max(float(gains[-max(1, len(gains) // 50)]), 1e-6)
+  curves = density.solution_density(
+    rewards,
+    base,
+    population.sigma_index(population.ids()),
+    np.linspace(0, top, 21),
+  )
+  unit = {'value': 'negative MSE', 'label': 'log-likelihood, nats'}
+  return thickets.density(
+    curves,
+    [told.problem.sigmas[curve.group] for curve in curves],
+    style.Facts(
+      n=population.size,
+      sigma=told.problem.sigmas,
+      rows=rewards.shape[1],
+      scale=config.population.scale,
+    ),
+    unit=unit[told.problem.output],
+  )

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import nnx
 
-from thicket import pretrain, signals
-from thicket.models import mlp
-from thicket.scoring import Batch
+from thicket import digits, pretrain, signals
+from thicket.models import adapters, classifiers, mlp
+from thicket.scoring import Batch, log_likelihood
 
 Tree = Any
 Config = ml_collections.ConfigDict
@@ -143,6 +144,64 @@ def _signals(config: Config) -> Iterator[Problem]:
     )
 
 
+def _digits(config: Config) -> Iterator[Problem]:
+  """A convolutional net on scikit-learn's digits; see `configs/vision.py`."""
+  check('model.name', config.model.name, ('linen', 'nnx'))
+  key_model, key_train = jax.random.split(jax.random.key(config.seed))
+  try:
+    splits = digits.load(
+      num_pretrain=config.data.num_pretrain,
+      num_selection=config.data.num_selection,
+      num_test=config.data.num_test,
+      seed=config.seed,
+      shift=config.task.shift,
+    )
+  except (ValueError, ImportError) as error:
+    raise ProblemError(f'digits: {error}') from error
+  width = config.model.width
+  if config.model.name == 'nnx':
+    model = adapters.from_nnx(
+      classifiers.ConvNetNNX(width, rngs=nnx.Rngs(key_model))
+    )
+  else:
+    module = classifiers.ConvNet(width)
+    model = adapters.from_linen(
+      module, module.init(key_model, splits.selection.inputs[:1])
+    )
+  rows = Batch(*map(jnp.asarray, splits.pretrain[:2]))
+
+  def apply(params: Tree, batch: Batch) -> jax.Array:
+    return model.apply(params, batch.inputs)
+
+  def loss(params: Tree, batch: Batch) -> jax.Array:
+    return -log_likelihood(apply(params, batch), batch).mean()
+
+  def sample(key: jax.Array) -> Batch:
+    size = (config.pretraining.batch_size,)
+    which = jax.random.randint(key, size, 0, len(rows.targets))
+    return jax.tree.map(lambda x: x[which], rows)
+
+  params, losses = pretrain.pretrain(
+    loss,
+    model.params,
+    sample,
+    key=key_train,
+    num_steps=config.pretraining.steps,
+    learning_rate=config.pretraining.learning_rate,
+  )
+  yield Problem(
+    name=f'{config.model.name}-{config.task.shift or "digits"}',
+    output='label',
+    apply=apply,
+    params=params,
+    selection=Batch(*splits.selection[:2]),
+    test=Batch(*splits.test[:2]),
+    sigmas=tuple(config.population.sigmas),
+    losses=np.asarray(losses),
+  )
+
+
 PROBLEMS: dict[str, Callable[[Config], Iterator[Problem]]] = {
   'signals': _signals,
+  'digits': _digits,
 }
