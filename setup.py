@@ -43,12 +43,17 @@ setuptools.setup(
     'cuda12': ['jax[cuda12]>=0.10'],
     'tpu': ['jax[tpu]>=0.10'],
     'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8'],
+    'vision': ['scikit-learn>=1.5'],  # its digits, for configs/vision.py
     'test': [
       'array_record>=0.8',
       'chex>=0.1.90',
       'hypothesis>=6.100',
+      'ipykernel>=6.29',
       'ml_dtypes>=0.5',
+      'nbclient>=0.10',
+      'nbformat>=5.10',
       'pytest>=8.0',
+      'scikit-learn>=1.5',
       'tensorflow-datasets>=4.9.10',
     ],
     # To compare with; never needed to run.

@@ -32,14 +32,20 @@ def test_the_two_lines_stand_at_the_top_and_ci_runs_them():
 
 
 def test_the_ten_lines_run_and_improve_on_the_base(capsys):
-  (code,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+  first, second = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
   scope = {}
-  exec(compile(code, 'README.md', 'exec'), scope)
+  exec(compile(first, 'README.md', 'exec'), scope)
   result = scope['result']
   assert result.members[0].score > 0.5 * result.base_score > -1
   assert scope['prediction'].shape == (64, 1)
   # What is printed is what the text says: base score, then the best member.
   assert ' -> Member(id=' in capsys.readouterr().out
+  exec(compile(second, 'README.md', 'exec'), scope)
+  table = capsys.readouterr().out
+  assert 'logits of best 10' in table
+  assert scope['contest'].hold(
+    scope['found'], scope['test'], scope['rules']
+  ).row('ensemble-10')['against_base']['claim'] == 'above'  # fmt: skip
 
 
 def test_every_documented_key_exists_and_every_key_is_documented():

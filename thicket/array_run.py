@@ -19,6 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -61,6 +62,7 @@ class ArrayRun:
     config: ml_collections.ConfigDict,
     workdir: str | None = None,
     console: Console | None = None,
+    mesh: Mesh | None = None,
   ):
     """Checks the configuration and names the folder; computes nothing yet.
 
@@ -69,12 +71,13 @@ class ArrayRun:
       workdir: folder of the run; by default named by task and recipe, so that
         the same command resumes and another recipe never collides.
       console: where progress and tables go.
+      mesh: where members are spread; by default over all devices.
 
     Raises:
       ProblemError: naming the setting.
     """
     self.config, self.console = config, console or Console()
-    self.sizes = _sizes(config)
+    self.sizes, self.mesh = _sizes(config), mesh
     if workdir is None:
       name = f'{config.task.name}-{recipe_hash(_recipe(config))}'
       workdir = os.path.join('runs', name)
@@ -139,6 +142,7 @@ class ArrayRun:
         num_members=population.size,
         top_k=self.sizes[-1],
         sigma=problem.sigmas,
+        mesh=self.mesh,
         family=population.family,
         scale=population.scale,
         only=population.only,

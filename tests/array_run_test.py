@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on values and labels, from a configuration to files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from configs import signals as signals_config
+from configs import vision as vision_config
+from thicket import array_run, problems, sharding
+from thicket.ledger import LedgerError
+
+
+def _signals(**more):
+  config = signals_config.get_config('quick')
+  config.model.width = 16
+  config.pretraining.steps = 20
+  config.data.num_selection, config.data.num_test = 24, 12
+  config.task.steps = 10
+  config.population.size = 16
+  config.ensemble.sizes = (1, 3)
+  config.run.members_per_device = 2
+  config.run.prune_after = ()
+  for name, value in more.items():
+    section, key = name.split('__')
+    config[section][key] = value
+  return config
+
+
+def _run(config, folder, devices=8):
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  run = array_run.ArrayRun(config, folder, Console(quiet=True), mesh)
+  return run, run.finish()
+
+
+def _numbers(tree):
+  """All numbers of a summary but those of the clock."""
+  if isinstance(tree, dict):
+    return {k: _numbers(v) for k, v in tree.items() if 'seconds' not in k}
+  if isinstance(tree, list):
+    return [_numbers(value) for value in tree]
+  return tree
+
+
+@pytest.fixture(scope='module')
+def signals_run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('signals')
+  return _run(_signals(), folder)
+
+
+def test_every_regime_has_its_table_and_its_members(signals_run):
+  _, summary = signals_run
+  names = [problem['name'] for problem in summary['problems']]
+  assert names == ['none-fixed_line', 'mixed-fixed_line', 'line-fixed_line']
+  for problem in summary['problems']:
+    scores = np.array(problem['selection']['scores'])
+    best = [member['id'] for member in problem['selected']]
+    assert best == np.argsort(-scores, kind='stable')[:3].tolist()
+    systems = {row['id']: row for row in problem['test']['systems']}
+    assert {'base', 'ensemble-3', 'unselected'} <= set(systems)
+    assert problem['test']['rows'] == 12
+    above = (scores > problem['selection']['base_score']).sum()
+    assert problem['selection']['above_base']['count'] == above
+  first, *others = summary['problems']
+  assert first['pretraining'] == {'steps': 0, 'last_loss': None}
+  assert all(x['pretraining']['steps'] == 20 for x in others)
+  assert first['sigmas'] == [0.05]
+  assert all(x['sigmas'] == [0.002] for x in others)
+
+
+def test_files_hold_what_was_returned(signals_run):
+  run, summary = signals_run
+  results = run.results()
+  stored = json.loads(results['summary'].read_text(encoding='utf-8'))
+  assert stored == summary
+  html = results['report'].read_text(encoding='utf-8')
+  for problem in summary['problems']:
+    assert problem['name'] in html
+  assert html.count('<figure>') == 4  # the regimes, and a density for each
+  assert 'N = 16' in html
+  assert '<script' not in html
+
+
+def test_the_same_command_scores_nothing_again(signals_run, monkeypatch):
+  run, summary = signals_run
+
+  def refuse(*_):
+    raise AssertionError('a member was scored again')
+
+  with monkeypatch.context() as patch:
+    patch.setattr('thicket.ledger.Ledger.append', refuse)
+    again = array_run.ArrayRun(_signals(), run.workdir, Console(quiet=True))
+    assert _numbers(again.finish()) == _numbers(summary)
+
+
+def test_devices_change_nothing(signals_run, tmp_path):
+  _, summary = signals_run
+  _, alone = _run(_signals(), tmp_path, devices=1)
+  assert _numbers(alone['problems']) == _numbers(summary['problems'])
+
+
+def test_pruning_finds_the_same_members(signals_run, tmp_path):
+  _, summary = signals_run
+  _, pruned = _run(_signals(run__prune_after=(8,)), tmp_path)
+  for full, cut in zip(summary['problems'], pruned['problems'], strict=True):
+    ids = [member['id'] for member in full['selected']]
+    assert [member['id'] for member in cut['selected']] == ids
+
+
+def test_another_recipe_is_refused(signals_run):
+  run, _ = signals_run
+  with pytest.raises(LedgerError, match='sigmas'):
+    _run(_signals(population__sigmas_untrained=(0.1,)), run.workdir)
+
+
+def test_default_folders_are_named_by_what_members_depend_on():
+  folder = lambda **more: array_run.ArrayRun(_signals(**more)).workdir
+  assert folder() == folder(population__size=64)
+  assert folder() == folder(ensemble__sizes=(2,))
+  assert folder() != folder(population__sigmas=(0.1,))
+  assert folder() != folder(pretraining__steps=7)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'task__target': 'fixed_lime'}, "did you mean 'fixed_line'"),
+    ({'pretraining__on': ('mixd',)}, "did you mean 'mixed'"),
+    ({'model__initializer': 'zeros'}, 'model.initializer'),
+    ({'ensemble__sizes': (17,)}, r'1\.\.16'),
+    ({'ensemble__sizes': ()}, 'ensemble.sizes'),
+    ({'run__prune_after': (99,)}, 'prune_after'),
+    ({'population__sigmas_untrained': (-1.0,)}, 'sigma = -1'),
+    ({'task__name': 'signal'}, "did you mean 'signals'"),
+  ],
+)
+def test_bad_settings_are_named(settings, message, tmp_path):
+  with pytest.raises(
+    (problems.ProblemError, ValueError), match=message
+  ) as caught:
+    _run(_signals(**settings), tmp_path)
+  assert isinstance(caught.value, problems.ProblemError)
+
+
+@pytest.mark.parametrize('kind', ['linen', 'nnx'])
+def test_digits_are_classified_by_either_kind_of_module(kind, tmp_path):
+  config = vision_config.get_config(f'quick,{kind}')
+  config.model.width = 4
+  config.pretraining.steps = 40
+  config.data.num_pretrain, config.data.num_selection = 128, 32
+  config.data.num_test = 48
+  config.population.size = 8
+  config.ensemble.sizes = (1, 4)
+  config.run.members_per_device = 1
+  _, summary = _run(config, tmp_path)
+  (problem,) = summary['problems']
+  assert problem['output'] == 'label'
+  systems = {row['id']: row for row in problem['test']['systems']}
+  assert {'ensemble-4', 'vote-4'} <= set(systems)
+  assert systems['base']['value'] * 48 == pytest.approx(
+    round(systems['base']['value'] * 48)
+  )
+  assert systems['ensemble-4']['against_base']['p'] is not None
