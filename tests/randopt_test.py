@@ -515,6 +515,16 @@ def test_outputs_are_those_of_any_members(params, found):
   np.testing.assert_allclose(base, apply(params, DATA), rtol=1e-5)
 
 
+def test_weights_are_those_that_gave_the_outputs(params, found):
+  best = found.members[0].id
+  outputs = apply(found.weights(best), DATA)
+  np.testing.assert_allclose(found.ensemble(DATA)[0], outputs, rtol=1e-5)
+  for own, base in zip(
+    jax.tree.leaves(found.weights(BASE)), jax.tree.leaves(params), strict=True
+  ):
+    np.testing.assert_array_equal(own, base)
+
+
 def test_a_folder_keeps_rewards_and_a_larger_search_adds_to_them(
   params, tmp_path
 ):

@@ -58,6 +58,7 @@ class Result:
     ensemble: maps a batch to the outputs of the K members, [K, ...], best
       first; see `scoring.mean` and `scoring.vote`.
     outputs: maps (member ids, batch) to their outputs; -1 is the base.
+    weights: maps a member's id to its parameters, a tree like the base's.
     population: gives every member its sigma.
     saved: share of rewards that pruning did not need.
   """
@@ -68,6 +69,7 @@ class Result:
   members: tuple[Member, ...]
   ensemble: Callable[[Tree], Tree]
   outputs: Callable[[Sequence[int], Tree], Tree]
+  weights: Callable[[int], Tree]
   population: Population
   saved: float
 
@@ -191,6 +193,7 @@ def search(
     ),
     ensemble=functools.partial(outputs, best),
     outputs=outputs,
+    weights=loop.weights,
     population=population,
     saved=saved,
   )
@@ -212,6 +215,11 @@ class _Loop:
     if per_device not in self._members:
       self._members[per_device] = self._make(per_device)
     return self._members[per_device].run(ids, step)
+
+  def weights(self, member: int) -> Tree:
+    """The parameters of one member, on the host."""
+    found = self.outputs_of(lambda params, _: params)([member], ())
+    return jax.tree.map(lambda array: array[0], found)
 
   def outputs_of(self, apply: Apply) -> Callable[[Sequence[int], Tree], Tree]:
     """(ids, batch) -> outputs [len(ids), ...] on the host."""

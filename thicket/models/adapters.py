@@ -142,7 +142,8 @@ def from_nnx(module: nnx.Module, **kwargs: Any) -> Model:
   _check_params(params)
 
   def apply(params: Tree, inputs: Any) -> Any:
-    called = nnx.merge(graph, _to_state(state, params), rest)
+    # Copied: a module that writes to a variable would write to `rest` itself.
+    called = nnx.merge(graph, _to_state(state, params), rest, copy=True)
     with user_rules():
       outputs = called(inputs, **kwargs)
     changed = _changed(rest, nnx.state(called))
