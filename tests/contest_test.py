@@ -113,8 +113,20 @@ def test_an_ensemble_of_one_has_no_controls_to_average():
   assert 'unselected' not in [row['id'] for row in found.rows]
 
 
-def test_outputs_that_are_not_finite_are_refused_by_name():
-  result, test = _search('value')
-  broken = Batch(test.inputs * np.float32(np.inf), test.targets)
-  with pytest.raises(ValueError, match='no finite measure'):
-    contest.hold(result, broken, scoring.SCORINGS['value'])
+def test_outputs_that_are_not_finite_cost_no_other_row():
+  batch = _part(VALUES, slice(32))
+
+  def apply(params, batch):
+    out = (batch.inputs @ params['w'])[:, 0]
+    return jnp.where(params['w'][0, 0] > 2, jnp.nan, out)
+
+  result = thicket.search(
+    apply, {'w': jnp.zeros((3, 1))}, batch, scoring.negative_mse,
+    key=5, num_members=60, top_k=4, sigma=(3.0, 0.5),
+  )  # fmt: skip
+  first = np.asarray(result.outputs(range(4), batch))
+  assert np.isnan(first).any()  # an unselected one is broken
+  found = contest.hold(result, batch, scoring.SCORINGS['value'])
+  broken = found.row('unselected')
+  assert (broken['value'], broken['against_base']) == (None, None)
+  assert found.row('ensemble-4')['against_base']['claim'] == 'above'

@@ -101,22 +101,30 @@ class ArrayRun:
       'seconds': time.monotonic() - start,
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
-    for name, text in (
-      (SUMMARY, json.dumps(summary, indent=2)),
-      (PAGE, page.render_problems(summary, _figures(self.config, told))),
-    ):
-      try:
+    drawn = _figures(self.config, told)
+    try:
+      folder = self.workdir / 'figures'
+      folder.mkdir(parents=True, exist_ok=True)
+      for title, figure in drawn.items():
+        name = title.lower().replace(' ', '-')
+        style.save(figure, folder / f'{name}.png')
+      apart = {title: style.apart(figure) for title, figure in drawn.items()}
+      for name, text in (
+        (SUMMARY, json.dumps(summary, indent=2)),
+        (PAGE, page.render_problems(summary, apart)),
+      ):
         write_atomically(self.workdir / name, text)
-      except OSError as error:
-        raise LedgerError(
-          f'{self.workdir / name}: cannot be written: {error.strerror}'
-        ) from error
+    except OSError as error:
+      raise LedgerError(
+        f'{self.workdir}: cannot be written: {error.strerror}'
+      ) from error
     return summary
 
   def results(self) -> dict[str, pathlib.Path]:
     """Where things lie, by what they are."""
     return {
       'report': self.workdir / PAGE,
+      'figures': self.workdir / 'figures',
       'summary': self.workdir / SUMMARY,
       'ledgers': self.workdir,
     }
@@ -226,6 +234,8 @@ def _tell(told: Told) -> dict[str, Any]:
 def _verdict(best: dict[str, Any], base: dict[str, Any]) -> str:
   """What a reader may take home."""
   found = best['against_base']
+  if found is None:
+    return f'the {best["name"]} or the base gives numbers that are not finite'
   words = {
     'above': 'is above the base',
     'below': 'is below the base',
@@ -241,25 +251,29 @@ def _verdict(best: dict[str, Any], base: dict[str, Any]) -> str:
 
 def _common(result: randopt.Result) -> tuple[np.ndarray, np.ndarray]:
   """Rewards [N, b] and [b] of the base, on the rows that all members saw."""
-  rewards = result.rewards
-  seen = ~np.isnan(rewards).any(axis=0)
-  return rewards[:, seen], result.base_rewards[seen]
+  ids = result.population.ids()
+  seen = result.ledger.view('selection', ids).seen.all(axis=(0, 2))
+  rewards = result.rewards[:, seen].astype(np.float64)
+  # A member that broke counts as the worst of those that did not.
+  finite = rewards[np.isfinite(rewards)]
+  rewards = np.where(np.isfinite(rewards), rewards, finite.min(initial=0))
+  return rewards, result.base_rewards[seen]
 
 
 def _figures(
   config: ml_collections.ConfigDict, told: list[Told]
-) -> dict[str, tuple[str, str]]:
-  """SVG and caption of each figure, by title."""
+) -> dict[str, Figure]:
+  """Captioned figures by title."""
   figures = {}
   if config.task.name == 'signals':
     panels = [_panel(x) for x in told]
     rows = _common(told[0].result)[0].shape[1]
-    figures['Signals continued'] = signal_plots.regimes(
+    figures['Signals'] = signal_plots.regimes(
       panels, rows=rows, scale=config.population.scale
     )
   for x in told:
-    figures[f'Solution density: {x.problem.name}'] = _density(config, x)
-  return {title: style.apart(figure) for title, figure in figures.items()}
+    figures[f'Density {x.problem.name}'] = _density(config, x)
+  return figures
 
 
 _REGIMES = {'none': 'nothing', 'mixed': 'all families'}
@@ -273,9 +287,8 @@ def _panel(told: Told) -> signal_plots.Panel:
   context = np.asarray(problem.test.inputs[0])
   wanted = np.asarray(problem.test.targets[0])
   base_out, *members = found.outputs[:, 0]
-  # What the ensemble would score on the selection rows is not known without
-  # running it there; its error on the test rows stands for it.
-  row = [x for x in found.rows if x['kind'] == 'ensemble'][-1]
+  together = scoring.mean(told.result.ensemble(problem.selection))
+  score = scoring.negative_mse(together, problem.selection).mean()
   steps = np.arange(len(context) + len(wanted), dtype=np.float32)
   return signal_plots.Panel(
     title=f'pretrained on {_REGIMES.get(source, source)}; target: {target}',
@@ -287,7 +300,7 @@ def _panel(told: Told) -> signal_plots.Panel:
     ensemble=found.ensemble[0],
     errors=-rewards.mean(axis=1),
     base_error=-float(base.mean()),
-    ensemble_error=-row['value'],
+    ensemble_error=-float(score),
     sigma=problem.sigmas,
   )
 
@@ -297,7 +310,8 @@ def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
   population = told.result.population
   gains = np.sort(rewards.mean(axis=1) - base.mean())
   # From no gain to that of the best few.
-  top = max(float(gains[-max(1, len(gains) // 50)]), 1e-6)
+  most = float(gains[-max(1, len(gains) // 50)])
+  top = max(most, 0.1 * abs(float(base.mean())), 1e-6)
   curves = density.solution_density(
     rewards,
     base,
@@ -312,6 +326,7 @@ def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
       n=population.size,
       sigma=told.problem.sigmas,
       rows=rewards.shape[1],
+      k=len(told.result.members),
       scale=config.population.scale,
     ),
     unit=unit[told.problem.output],

@@ -37,7 +37,8 @@ class Contest:
     num_rows: B.
     rows: one for each system, the base first: `id`, `name`, `kind` (base,
       ensemble, control or bound), `passes` (outputs for each row), `value`
-      with `interval`, and `against_base` as in `estimates.differences`.
+      with `interval`, and `against_base` as in `estimates.differences`; None
+      where outputs are not finite.
     outputs: of the base and the K selected, [1 + K, B, ...].
     ensemble: outputs of the ensemble of all K, [B, ...].
   """
@@ -69,7 +70,7 @@ def hold(
     sizes: K of ensembles, each at most that of the search; default that.
 
   Raises:
-    ValueError: a size is out of range, or a system's outputs are not finite.
+    ValueError: a size is out of range.
   """
   k = len(result.members)
   sizes = sorted(set(sizes or (k,)))
@@ -131,24 +132,21 @@ def _finished(table: Sequence[tuple[Row, np.ndarray]]) -> list[Row]:
   """The rows with their values, intervals and differences."""
   _, base = table[0]
   for row, values in table:
-    bad = ~np.isfinite(values)
-    if bad.any():
-      raise ValueError(
-        f'{row["name"]}: {bad.sum()} of {bad.size} test rows have no finite '
-        'measure; a smaller sigma may keep members whole'
-      )
+    row |= {'value': None, 'interval': None, 'against_base': None}
+    if not np.isfinite(values).all():
+      continue  # members that broke must not cost what is known of others
     if np.isin(values, (0, 1)).all():
       found = metrics.wilson(int(values.sum()), values.size)
       middle = values.mean()
     else:
       middle, *found = metrics.mean_interval(values)
     row['value'], row['interval'] = float(middle), [float(x) for x in found]
-    row['against_base'] = None
   estimates.attach(
     [
       (row, 'against_base', values, base)
       for row, values in table[1:]
       if row['kind'] != 'bound'
+      and None not in (row['value'], table[0][0]['value'])
     ],
     bounds=(-math.inf, math.inf),
   )

@@ -156,6 +156,10 @@ def contest(told: Mapping[str, Any]) -> Table:
   return table
 
 
-def _estimate(found: float, interval: Sequence[float], sign: str = '') -> str:
+def _estimate(
+  found: float | None, interval: Sequence[float] | None, sign: str = ''
+) -> str:
+  if found is None:
+    return 'not finite'
   low, high = interval
   return f'{found:{sign}.3g} [{low:{sign}.2g}, {high:{sign}.2g}]'

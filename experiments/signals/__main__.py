@@ -161,24 +161,40 @@ def _spread(values: list[float]) -> dict[str, float]:
   }
 
 
+COLUMNS = (
+  'initialiser', 'pretrained on', 'target', 'sigma', 'base', 'mean of selected',
+  'ensemble of unselected', 'ensemble of selected', 'saved',
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+  """One pair as text: mean squared errors on fresh signals."""
+  errors = ('base', 'selected', 'unselected', 'ensemble')
+  return [
+    row['initializer'],
+    row['source'],
+    row['target'],
+    f'{row["sigma"]:g}',
+    *(
+      'broken' if row[name] is None else f'{-row[name]:.2g}' for name in errors
+    ),
+    f'{100 * row["saved"]:.0f}%',
+  ]
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+  """The table of a README."""
+  lines = [COLUMNS, ['---'] * len(COLUMNS), *map(cells, rows)]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
 def table(rows: list[dict[str, Any]]) -> Table:
-  """Base and ensemble of each pair, as mean squared errors."""
+  """The table of a terminal."""
   shown = Table(title='mean squared error on 256 fresh signals')
-  for name in ('initialiser', 'pretrained on', 'target', 'sigma', 'base'):
+  for name in COLUMNS:
     shown.add_column(name)
-  for name in ('selected', 'unselected', 'ensemble', 'saved'):
-    shown.add_column(name, justify='right')
   for row in rows:
-    shown.add_row(
-      row['initializer'],
-      row['source'],
-      row['target'],
-      f'{row["sigma"]:g}',
-      *(
-        f'{-row[x]:.3g}' for x in ('base', 'selected', 'unselected', 'ensemble')
-      ),
-      f'{100 * row["saved"]:.0f}%',
-    )
+    shown.add_row(*cells(row))
   return shown
 
 
