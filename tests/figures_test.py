@@ -14,6 +14,7 @@ import pytest
 import summaries
 
 from thicket import figures
+from thicket.plots import style
 
 NAMES = ['table', 'size', 'population', 'scores', 'transfer']
 SVG = '{http://www.w3.org/2000/svg}'
@@ -109,7 +110,7 @@ def test_the_bytes_depend_on_the_summary_alone(full, drawn):
   ],
 )
 def test_what_has_no_data_is_not_drawn(full, path, gone, monkeypatch):
-  monkeypatch.setattr(figures, '_svg', lambda figure: 'drawn')
+  monkeypatch.setattr(style, 'svg', lambda figure: 'drawn')
   summary = copy.deepcopy(full)
   part = summary
   for name in path[:-1]:

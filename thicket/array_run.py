@@ -249,15 +249,17 @@ def _verdict(best: dict[str, Any], base: dict[str, Any]) -> str:
   )
 
 
-def _common(result: randopt.Result) -> tuple[np.ndarray, np.ndarray]:
-  """Rewards [N, b] and [b] of the base, on the rows that all members saw."""
+def _common(
+  result: randopt.Result,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Rewards [N, b], the base's [b], and which rows [B] all members saw."""
   ids = result.population.ids()
   seen = result.ledger.view('selection', ids).seen.all(axis=(0, 2))
   rewards = result.rewards[:, seen].astype(np.float64)
   # A member that broke counts as the worst of those that did not.
   finite = rewards[np.isfinite(rewards)]
   rewards = np.where(np.isfinite(rewards), rewards, finite.min(initial=0))
-  return rewards, result.base_rewards[seen]
+  return rewards, result.base_rewards[seen], seen
 
 
 def _figures(
@@ -267,7 +269,7 @@ def _figures(
   figures = {}
   if config.task.name == 'signals':
     panels = [_panel(x) for x in told]
-    rows = _common(told[0].result)[0].shape[1]
+    rows = [int(_common(x.result)[2].sum()) for x in told]
     figures['Signals'] = signal_plots.regimes(
       panels, rows=rows, scale=config.population.scale
     )
@@ -283,12 +285,12 @@ def _panel(told: Told) -> signal_plots.Panel:
   """The first test signal, and the errors of all members."""
   problem, found = told.problem, told.contest
   source, target = problem.name.split('-')
-  rewards, base = _common(told.result)
+  rewards, base, seen = _common(told.result)
   context = np.asarray(problem.test.inputs[0])
   wanted = np.asarray(problem.test.targets[0])
   base_out, *members = found.outputs[:, 0]
   together = scoring.mean(told.result.ensemble(problem.selection))
-  score = scoring.negative_mse(together, problem.selection).mean()
+  score = scoring.negative_mse(together, problem.selection)[seen].mean()
   steps = np.arange(len(context) + len(wanted), dtype=np.float32)
   return signal_plots.Panel(
     title=f'pretrained on {_REGIMES.get(source, source)}; target: {target}',
@@ -306,7 +308,7 @@ def _panel(told: Told) -> signal_plots.Panel:
 
 
 def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
-  rewards, base = _common(told.result)
+  rewards, base, _ = _common(told.result)
   population = told.result.population
   gains = np.sort(rewards.mean(axis=1) - base.mean())
   # From no gain to that of the best few.

@@ -2,54 +2,31 @@
 """The figures of a report, as SVG, from a summary.
 
 Accuracy against K and N, and how selection scores carry over to fresh
-questions: what Neural Thickets (arXiv 2603.12228) plots, with intervals. The
-colours are Okabe and Ito's; marker or line style tells the same apart in grey.
-Letters are drawn as paths, so no font is needed to see them.
+questions: what Neural Thickets (arXiv 2603.12228) plots, with intervals.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from thicket.estimates import SIGNIFICANT
+from thicket.plots import style
 
 Summary = Mapping[str, Any]
 
-_BLUE, _SKY, _ORANGE, _GREEN = '#0072B2', '#56B4E9', '#D55E00', '#009E73'
-_GREY = '#555555'
 # By kind: the heading of its rows, its colour and its marker.
 _KINDS = {
-  'ensemble': ('Ensemble', _BLUE, 'o'),
-  'sampling': ('Self-consistency', _ORANGE, 's'),
-  'control': ('Controls', _GREEN, '^'),
-}
-_STYLE = {
-  'font.family': 'DejaVu Sans',  # comes with matplotlib
-  'font.size': 13,  # still 9 px high where a phone shrinks 6 inches to 330 px
-  'axes.spines.top': False,
-  'axes.spines.right': False,
-  'axes.axisbelow': True,
-  'axes.grid': True,
-  'grid.color': '#dddddd',
-  'legend.frameon': False,
-  'legend.fontsize': 12,
-  'legend.handlelength': 1.8,
-  'legend.columnspacing': 1.2,
-  'legend.handletextpad': 0.5,
-  'figure.constrained_layout.use': True,
-  'text.parse_math': False,
-  'svg.fonttype': 'path',
-  'svg.hashsalt': 'thicket',
+  'ensemble': ('Ensemble', style.BLUE, 'o'),
+  'sampling': ('Self-consistency', style.ORANGE, 's'),
+  'control': ('Controls', style.GREEN, '^'),
 }
 _MAX_BARS = 12  # more intervals side by side are shown as a band
 _MAX_BINS = 60
@@ -66,7 +43,7 @@ def draw(summary: Summary) -> dict[str, str]:
     SVG documents by name, the same bytes for the same summary: `table`,
     `size`, `population`, `scores` and `transfer`.
   """
-  with style.context(['default', _STYLE]):  # whatever a matplotlibrc says
+  with style.context(style.SCREEN):
     figures = {
       'table': _table(summary),
       'size': _size(summary),
@@ -74,13 +51,9 @@ def draw(summary: Summary) -> dict[str, str]:
       'scores': _scores(summary),
       'transfer': _transfer(summary),
     }
-    return {name: _svg(figure) for name, figure in figures.items() if figure}
-
-
-def _svg(figure: Figure) -> str:
-  file = io.StringIO()
-  figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
-  return file.getvalue()
+    return {
+      name: style.svg(figure) for name, figure in figures.items() if figure
+    }
 
 
 def _part(summary: Any, *names: str) -> Mapping[str, Any]:
@@ -137,8 +110,8 @@ def _bars(
 def _size(summary: Summary) -> Figure | None:
   curve = _part(summary, 'curves', 'size')
   lines = [
-    ('ensemble', 'ensemble', _BLUE, 'o', '-', -1),
-    ('self_consistency', 'self-consistency', _ORANGE, 's', '--', 1),
+    ('ensemble', 'ensemble', style.BLUE, 'o', '-', -1),
+    ('self_consistency', 'self-consistency', style.ORANGE, 's', '--', 1),
   ]
   if not curve.get('ensemble'):
     return None
@@ -192,7 +165,7 @@ def _population(summary: Summary) -> Figure | None:
     n / step,
     [x['accuracy'] for x in points],
     label='test',
-    color=_BLUE,
+    color=style.BLUE,
     marker='o',
     gid='population-test',
     **look,
@@ -205,7 +178,7 @@ def _population(summary: Summary) -> Figure | None:
       (n * step)[known],
       [x for x in split if x is not None],
       label='selection split (optimistic)',
-      color=_ORANGE,
+      color=style.ORANGE,
       marker='s',
       markerfacecolor='white',
       linestyle='--',
@@ -242,7 +215,7 @@ def _scores(summary: Summary) -> Figure | None:
     # One member among thousands should still be seen.
     height = np.maximum(0.8 * count / most, 0.06)
     axes.bar(
-      x, height, 0.85 * width, at - height / 2, color=_SKY,
+      x, height, 0.85 * width, at - height / 2, color=style.SKY,
       label='members' if first else None,
     )  # fmt: skip
     x, count = np.unique(centre[(sigma == s) & is_chosen], return_counts=True)
@@ -252,7 +225,7 @@ def _scores(summary: Summary) -> Figure | None:
       at + np.concatenate([*offset, []]),
       'D',
       color='black',
-      markerfacecolor=_ORANGE,
+      markerfacecolor=style.ORANGE,
       markersize=6,
       label='selected' if first else None,
       gid=f'scores-selected-{at}',
@@ -298,8 +271,8 @@ def _transfer(summary: Summary) -> Figure | None:
   figure, axes = _axes('selection score', 'test accuracy, %', 4.0)
   shown_x, shown_y = _apart(x, y)
   for these, label, marker, edge, face, name in (
-    (~is_chosen, 'others', 'o', _BLUE, 'white', 'others'),
-    (is_chosen, 'selected', 'D', 'black', _ORANGE, 'selected'),
+    (~is_chosen, 'others', 'o', style.BLUE, 'white', 'others'),
+    (is_chosen, 'selected', 'D', 'black', style.ORANGE, 'selected'),
   ):
     if these.any():
       axes.plot(
@@ -316,9 +289,11 @@ def _transfer(summary: Summary) -> Figure | None:
   axes.autoscale_view()
   axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
   if score is not None:
-    axes.axvline(score, color=_GREY, linestyle='--', linewidth=1.3)
+    axes.axvline(score, color=style.GREY, linestyle='--', linewidth=1.3)
   if accuracy is not None:
-    axes.axhline(100 * accuracy, color=_GREY, linestyle='--', linewidth=1.3)
+    axes.axhline(
+      100 * accuracy, color=style.GREY, linestyle='--', linewidth=1.3
+    )
   graded = _part(selection, 'accuracy').get('rate')
   # Only where a score is an accuracy do the two axes share a unit.
   if None not in (score, accuracy, graded) and abs(score - graded) < 1e-6:
