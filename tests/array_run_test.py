@@ -2,20 +2,22 @@
 """Runs on values and labels, from a configuration to files."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from configs import signals as signals_config
-from configs import vision as vision_config
 from thicket import array_run, problems, sharding
+from thicket.arguments import load_config
 from thicket.ledger import LedgerError
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 
 def _signals(**more):
-  config = signals_config.get_config('quick')
+  config = load_config(f'{CONFIGS / "signals.py"}:quick')
   config.model.width = 16
   config.pretraining.on = ('none', 'line')
   config.pretraining.steps = 20
@@ -118,6 +120,8 @@ def test_default_folders_are_named_by_what_members_depend_on():
   assert folder() == folder(ensemble__sizes=(2,))
   assert folder() != folder(population__sigmas=(0.1,))
   assert folder() != folder(pretraining__steps=7)
+  assert folder() != folder(run__prune_after=(8,))
+  assert folder() == folder(run__members_per_device=4)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,13 @@ def test_default_folders_are_named_by_what_members_depend_on():
     ({'run__prune_after': (99,)}, 'prune_after'),
     ({'population__sigmas_untrained': (-1.0,)}, 'sigma = -1'),
     ({'task__name': 'signal'}, "did you mean 'signals'"),
+    ({'data__num_selection': 0}, 'data.num_selection = 0 is below 1'),
+    ({'pretraining__steps': -1}, 'pretraining.steps = -1'),
+    ({'task__steps': 0}, 'task.steps = 0'),
+    ({'run__members_per_device': 0}, 'run.members_per_device = 0'),
+    ({'pretraining__on': ()}, 'name some'),
+    ({'pretraining__learning_rate': 1e30}, 'learning_rate'),
+    ({'population__family': 'gauss'}, 'gauss'),
   ],
 )
 def test_bad_settings_are_named(settings, message, tmp_path):
@@ -154,7 +165,7 @@ def test_members_that_break_are_the_worst_and_break_nothing(tmp_path):
 
 @pytest.mark.parametrize('kind', ['linen', 'nnx'])
 def test_digits_are_classified_by_either_kind_of_module(kind, tmp_path):
-  config = vision_config.get_config(f'quick,{kind}')
+  config = load_config(f'{CONFIGS / "vision.py"}:quick,{kind}')
   config.model.width = 4
   config.pretraining.steps = 40
   config.data.num_pretrain, config.data.num_selection = 128, 32

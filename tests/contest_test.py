@@ -107,10 +107,10 @@ def test_sizes_outside_the_ensemble_are_named(sizes):
     contest.hold(result, test, scoring.SCORINGS['value'], sizes=sizes)
 
 
-def test_an_ensemble_of_one_has_no_controls_to_average():
+def test_an_ensemble_of_one_has_its_control_too():
   result, test = _search('value', k=1)
   found = contest.hold(result, test, scoring.SCORINGS['value'])
-  assert 'unselected' not in [row['id'] for row in found.rows]
+  assert found.row('unselected')['passes'] == 1
 
 
 def test_outputs_that_are_not_finite_cost_no_other_row():

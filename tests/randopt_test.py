@@ -500,12 +500,40 @@ def test_blocks_of_rows_change_nothing_but_roundings(params):
     ({'prune_after': (0,)}, 'there are 12 rows'),
     ({'prune_after': (13,)}, 'there are 12 rows'),
     ({'prune_after': (3,), 'max_reward': -1e6}, 'above max_reward'),
+    ({'prune_after': (3,), 'max_reward': np.nan}, 'max_reward is NaN'),
     ({'prune_after': (3,), 'data': {'x': X, 'label': LABELS[:6]}}, 'as many'),
   ],
 )
 def test_pruning_that_would_not_be_exact_is_refused(settings, message, params):
   with pytest.raises(ValueError, match=message):
     _search(params, loss, **settings)
+
+
+def test_what_is_kept_is_held_to_the_bound_too(params, tmp_path):
+  kept = {'prune_after': (3,), 'num_members': 4, 'workdir': tmp_path}
+  _search(params, loss, **kept)
+  with pytest.raises(ValueError, match='above max_reward'):
+    _search(params, loss, max_reward=-1e6, **kept)
+
+
+def test_a_scalar_score_cannot_be_pruned(params):
+  with pytest.raises(ValueError, match='a reward for each row'):
+    _search(params, lambda *x: loss(*x).mean(), prune_after=(3,))
+
+
+def test_scores_that_are_all_no_numbers_are_refused(params):
+  with pytest.raises(ValueError, match='no score is a number'):
+    _search(params, lambda *x: loss(*x) * np.nan)
+
+
+def test_members_do_not_depend_on_how_few_fill_a_chunk(params):
+  few = _search(params, loss, num_members=5, members_per_device=4)
+  many = _search(params, loss, num_members=40, members_per_device=4)
+  alone = _search(
+    params, loss, num_members=5, members_per_device=4, mesh=_mesh(1)
+  )
+  np.testing.assert_array_equal(few.rewards, many.rewards[:5])
+  np.testing.assert_array_equal(few.rewards, alone.rewards)
 
 
 def test_outputs_are_those_of_any_members(params, found):

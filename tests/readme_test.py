@@ -15,6 +15,7 @@ from thicket.arguments import load_config
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from experiments.controls import __main__ as controls  # noqa: E402
+from experiments.signals import __main__ as signals  # noqa: E402
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
@@ -68,6 +69,16 @@ def test_the_results_are_those_of_the_experiment():
   for text in (README, readme.read_text(encoding='utf-8')):
     assert controls.table(summary) in text
   assert controls.facts(summary) in readme.read_text(encoding='utf-8')
+
+
+def test_the_signals_are_those_of_the_experiment():
+  text = (ROOT / 'experiments' / 'signals' / 'README.md').read_text('utf-8')
+  pairs = json.loads((signals.FOLDER / 'pairs.json').read_text('utf-8'))
+  speed = json.loads((signals.FOLDER / 'speed.json').read_text('utf-8'))
+  assert [len(rows) for rows in pairs.values()] == [3, 20]
+  for rows in pairs.values():
+    assert signals.markdown(rows) in text
+  assert signals.speed_facts(speed) in text
 
 
 def test_the_race_replays_on_the_rewards_of_the_experiment():

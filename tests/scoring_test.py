@@ -5,6 +5,7 @@ import collections
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from thicket import scoring
 from thicket.scoring import Batch
@@ -62,3 +63,29 @@ def test_vote_and_mean_of_logits_may_disagree():
   rules = scoring.SCORINGS['label'].combine
   assert rules['logits'](logits).argmax(-1).tolist() == [0]
   assert rules['vote'](logits).argmax(-1).tolist() == [1]
+
+
+def test_outputs_that_would_be_broadcast_are_refused():
+  with pytest.raises(ValueError, match='one for one'):
+    scoring.negative_mse(jnp.ones((4, 1)), Batch(None, jnp.ones(4)))
+
+
+@pytest.mark.parametrize('label', [-1, 3])
+def test_a_label_that_there_is_not_has_no_likelihood(label):
+  labels = np.array([label, 1], np.int32)
+  got = np.asarray(
+    scoring.log_likelihood(jnp.ones((2, 3)), Batch(None, labels))
+  )
+  assert np.isnan(got).tolist() == [True, False]
+
+
+def test_members_that_broke_do_not_vote():
+  logits = np.eye(3, dtype=np.float32)[np.array([[0, 0], [1, 0], [1, 0]])]
+  logits[1:, 0] = np.nan  # on the first row two of three
+  logits[:, 1] = np.nan  # on the second all
+  won = np.asarray(scoring.vote(jnp.asarray(logits)))
+  assert won[0].tolist() == [1, 0, 0]
+  assert np.isnan(won[1]).all()
+  hits = scoring.is_correct(jnp.asarray(won), Batch(None, np.array([0, 0])))
+  assert hits[0] == 1
+  assert np.isnan(hits[1])

@@ -184,7 +184,8 @@ def _sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What members and their rewards depend on."""
   recipe = json.loads(json.dumps(config.to_dict()))
-  del recipe['population']['size'], recipe['ensemble'], recipe['run']
+  del recipe['population']['size'], recipe['ensemble']
+  del recipe['run']['members_per_device']
   return recipe
 
 
@@ -208,16 +209,13 @@ def _tell(told: Told) -> dict[str, Any]:
     },
     'selection': {
       'rows': len(problem.selection.targets),
-      'base_score': result.base_score,
+      'base_score': _finite(result.base_score),
       'saved': result.saved,
       # Whoever was dropped is below the K-th best, but maybe not the base.
       'above_base': (
         rate(scores > np.float32(result.base_score)) if finished.all() else None
       ),
-      'scores': [
-        float(score) if is_known else None
-        for score, is_known in zip(scores, finished, strict=True)
-      ],
+      'scores': [_finite(score) for score in scores],
       'member_sigmas': sigma.tolist(),
     },
     'selected': [dataclasses.asdict(member) for member in result.members],
@@ -229,6 +227,10 @@ def _tell(told: Told) -> dict[str, Any]:
     'seconds': told.seconds,
     'verdict': _verdict(best, told.contest.row('base')),
   }
+
+
+def _finite(value: float) -> float | None:
+  return float(value) if np.isfinite(value) else None
 
 
 def _verdict(best: dict[str, Any], base: dict[str, Any]) -> str:
@@ -258,7 +260,8 @@ def _common(
   rewards = result.rewards[:, seen].astype(np.float64)
   # A member that broke counts as the worst of those that did not.
   finite = rewards[np.isfinite(rewards)]
-  rewards = np.where(np.isfinite(rewards), rewards, finite.min(initial=0))
+  worst = finite.min() if finite.size else np.nan
+  rewards = np.where(np.isfinite(rewards), rewards, worst)
   return rewards, result.base_rewards[seen], seen
 
 
@@ -274,6 +277,8 @@ def _figures(
       panels, rows=rows, scale=config.population.scale
     )
   for x in told:
+    if not np.isfinite(_common(x.result)[1]).all():
+      continue  # nobody can be compared with a broken base
     figures[f'Density {x.problem.name}'] = _density(config, x)
   return figures
 

@@ -106,14 +106,14 @@ def hold(
         name = f'ensemble-{size}' if number == 0 else f'{rule}-{size}'
         add(name, f'{rule} of best {size}', 'ensemble', ranked[:size], combine)
   rule, combine = next(iter(scoring.combine.items()))
-  if k > 1:
-    first = list(range(k))
-    add('unselected', f'{rule} of {k} unselected', 'control', first, combine)
-  if len(same) > 1 and list(same) != list(range(k)):
+  first = list(range(k))
+  add('unselected', f'{rule} of {k} unselected', 'control', first, combine)
+  if list(same) != first:
     sigma = result.population.sigma(same[:1])[0]
     shown = f'{rule} of {len(same)} of sigma {sigma:g}'
     add('same-sigma', shown, 'control', same, combine)
-  best = own[int(own.mean(axis=1).argmax())]
+  means = own.mean(axis=1)
+  best = own[int(np.where(np.isnan(means), -np.inf, means).argmax())]
   table.append((_row('best-on-test', 'best on test', 'bound', 1), best))
   return Contest(
     measure=scoring.measure_name,

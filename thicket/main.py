@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from thicket import arguments, array_run, problems, run
+from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
 from thicket.models.tokenizer import TokenizerError
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
   if console.is_terminal:
     _log_above_bars(console)
   config = _CONFIG.value
-  is_text = config.task.name not in problems.PROBLEMS
+  is_text = 'decode' in config
   kind = run.Run if is_text else array_run.ArrayRun
   job = kind(config, _WORKDIR.value, console)
   resume = arguments.command(sys.argv)
@@ -61,7 +62,10 @@ def main(argv: list[str]) -> int:
   except (KeyboardInterrupt, run.LedgerError) as error:
     interrupted = isinstance(error, KeyboardInterrupt)
     _say('stopped' if interrupted else error)
-    _say(f'finished members are kept in {job.workdir}; resume with\n  {resume}')
+    if not isinstance(error, RecipeMismatch):
+      _say(
+        f'finished members are kept in {job.workdir}; resume with\n  {resume}'
+      )
     return EXIT_INTERRUPTED if interrupted else EXIT_BAD_INPUT
   size = f'--config.population.size={4 * config.population.size}'
   print()

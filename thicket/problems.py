@@ -64,7 +64,31 @@ def make(config: Config) -> Iterator[Problem]:
   """
   name = config.task.name
   check('task.name', name, PROBLEMS)
-  yield from PROBLEMS[name](config)
+  for section, key, least in (
+    ('population', 'size', 1),
+    ('data', 'num_selection', 1),
+    ('data', 'num_test', 2),  # one row has no interval
+    ('model', 'width', 1),
+    ('pretraining', 'steps', 0),
+    ('pretraining', 'batch_size', 1),
+    ('run', 'members_per_device', 1),
+  ):
+    if config[section][key] < least:
+      raise ProblemError(
+        f'{section}.{key} = {config[section][key]} is below {least}'
+      )
+  rows = config.data.num_selection
+  if any(not 1 <= end <= rows for end in config.run.prune_after):
+    raise ProblemError(
+      f'run.prune_after = {tuple(config.run.prune_after)}: each lies in 1..'
+      f'{rows}, data.num_selection'
+    )
+  try:
+    yield from PROBLEMS[name](config)
+  except ProblemError:
+    raise
+  except ValueError as error:
+    raise ProblemError(f'{name}: {error}') from error
 
 
 def check(name: str, value: str, known: Any) -> None:
@@ -80,7 +104,15 @@ def _signals(config: Config) -> Iterator[Problem]:
   steps, target = config.task.steps, config.task.target
   check('task.target', target, signals.TARGETS)
   check('model.initializer', config.model.initializer, mlp.INITIALIZERS)
-  for source in config.pretraining.on:
+  if steps < 1 or config.model.depth < 1:
+    raise ProblemError(
+      f'task.steps = {steps}, model.depth = {config.model.depth}: both are at '
+      'least 1'
+    )
+  asked = tuple(config.pretraining.on)
+  if not asked or len(set(asked)) < len(asked):
+    raise ProblemError(f'pretraining.on = {asked}: name some, each once')
+  for source in asked:
     check(
       'pretraining.on', source, (signals.NONE, signals.MIXED, *signals.FAMILIES)
     )
@@ -147,6 +179,10 @@ def _signals(config: Config) -> Iterator[Problem]:
 def _digits(config: Config) -> Iterator[Problem]:
   """A convolutional net on scikit-learn's digits; see `configs/vision.py`."""
   check('model.name', config.model.name, ('linen', 'nnx'))
+  if config.data.num_pretrain < 1:
+    raise ProblemError(
+      f'data.num_pretrain = {config.data.num_pretrain} is below 1'
+    )
   key_model, key_train = jax.random.split(jax.random.key(config.seed))
   try:
     splits = digits.load(

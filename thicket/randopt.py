@@ -29,7 +29,7 @@ from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
 from thicket.user_rules import user_rules
 
-# Saved together; a kill loses at most these.
+# Saved together, when a chunk makes at least so many; a kill loses them.
 _MEMBERS_PER_RANGE = 128
 
 Tree = Any
@@ -128,8 +128,9 @@ def search(
     skip: and not those that match this one.
     members_per_device: members in memory at a time, on each device.
     prune_after: numbers of rows after which members that can no longer reach
-      the top K are dropped: the K are the same, found in less time, and those
-      dropped have no score. Needs arrays [B, ...] in `data`.
+      the top K are dropped: the K are the same, and those dropped have no
+      score. Needs arrays [B, ...] in `data`, and a reward for each row that
+      depends on that row alone (products of other shapes round differently).
     max_reward: for pruning, what no row's reward is above.
     workdir: folder in which rewards are kept as they are found, so that the
       same call goes on where it was stopped, and one with more members adds
@@ -146,6 +147,9 @@ def search(
   """
   if not 1 <= top_k <= num_members:
     raise ValueError(f'top_k = {top_k} is outside [1, {num_members}] members')
+  if math.isnan(max_reward):
+    raise ValueError('max_reward is NaN; give what no reward is above')
+  prune_after = tuple(sorted({int(x) for x in np.atleast_1d(prune_after)}))
   seed = prng.seed_of(key)
   sigmas = tuple(np.atleast_1d(np.asarray(sigma, np.float64)).tolist())
   population = Population(seed, num_members, sigmas)
@@ -177,11 +181,14 @@ def search(
   )
   loop = _Loop(perturber, population, mesh, members_per_device)
   data = sharding.replicate(mesh, data)
-  scorer = _Scorer(
-    loop, num_members, apply, score, data, ledger, tuple(prune_after)
-  )
+  scorer = _Scorer(loop, apply, score, data, ledger, prune_after)
   base, _ = scorer.scores([BASE], 1, math.inf)
   scores, saved = scorer.scores(population.ids(), top_k, max_reward)
+  if np.isnan(base[0]) and np.isnan(scores).all():
+    raise ValueError(
+      'no score is a number, not even of the base: check the outputs, and that '
+      'labels lie in 0..C-1'
+    )
   best = [int(i) for i in selection.top_k(scores, top_k)]
   outputs = loop.outputs_of(apply)
   return Result(
@@ -206,20 +213,19 @@ class _Loop:
     self.mesh, self.in_axes = mesh, perturber.in_axes
     self._make = functools.partial(Members, perturber, population, mesh)
     self._per_device = per_device
-    self._members: dict[int, Members] = {}
+    self._held: tuple[int, Members] | None = None
+    self._weights = self.outputs_of(lambda params, _: params)
 
-  def run(self, ids, step, of: int):
-    """As `Members.run`, in chunks of no more members than `of`."""
-    enough = -(-of // sharding.num_devices(self.mesh))
-    per_device = min(self._per_device, enough)
-    if per_device not in self._members:
-      self._members[per_device] = self._make(per_device)
-    return self._members[per_device].run(ids, step)
+  def run(self, ids, step, per_device: int | None = None):
+    """As `Members.run`; the memory of one size of chunk is kept."""
+    per_device = per_device or self._per_device
+    if self._held is None or self._held[0] != per_device:
+      self._held = per_device, self._make(per_device)
+    return self._held[1].run(ids, step)
 
   def weights(self, member: int) -> Tree:
     """The parameters of one member, on the host."""
-    found = self.outputs_of(lambda params, _: params)([member], ())
-    return jax.tree.map(lambda array: array[0], found)
+    return jax.tree.map(lambda array: array[0], self._weights([member], ()))
 
   def outputs_of(self, apply: Apply) -> Callable[[Sequence[int], Tree], Tree]:
     """(ids, batch) -> outputs [len(ids), ...] on the host."""
@@ -233,7 +239,9 @@ class _Loop:
     def of_members(ids: Sequence[int], batch: Tree) -> Tree:
       batch = sharding.replicate(self.mesh, batch)
       step = lambda weights, *_: compiled(weights, batch)
-      chunks = self.run(ids, step, len(ids))
+      # No more at a time than there are: nothing is kept of these.
+      enough = -(-len(ids) // sharding.num_devices(self.mesh))
+      chunks = self.run(ids, step, min(self._per_device, enough))
       return jax.tree.map(
         lambda *parts: np.concatenate(parts), *[found for *_, found in chunks]
       )
@@ -244,8 +252,8 @@ class _Loop:
 class _Scorer:
   """Scores members on the rows that the ledger does not hold yet."""
 
-  def __init__(self, loop, size, apply, score, data, ledger, prune_after):
-    self._loop, self._size = loop, size
+  def __init__(self, loop, apply, score, data, ledger, prune_after):
+    self._loop = loop
     self._data, self._ledger = data, ledger
     self._ends = _ends(prune_after, data)
     rewards = functools.partial(_rewards, apply, score)
@@ -264,15 +272,20 @@ class _Scorer:
     block = self._ledger.view('selection', ids, rows, [0])
     rewards, seen = block.reward[:, :, 0].copy(), block.seen[:, :, 0].copy()
 
-    def ask(places: np.ndarray, part: slice) -> None:
-      data = jax.tree.map(lambda x: x[part], self._data)
-      found = self._fill(ids[places], part, data)
+    def check(found: np.ndarray) -> None:
       if (found > max_reward).any():
         raise ValueError(
           f'a reward is {found.max()}, above max_reward = {max_reward}: '
           'pruning would not be exact'
         )
+
+    def ask(places: np.ndarray, part: slice) -> None:
+      data = jax.tree.map(lambda x: x[part], self._data)
+      found = self._fill(ids[places], part, data)
+      check(found)
       rewards[places, part], seen[places, part] = found, True
+
+    check(rewards[seen])  # those that an earlier call has kept
 
     saved = pruning.run(
       ask, rewards, seen, ends=self._ends, k=k, max_reward=max_reward
@@ -303,8 +316,14 @@ class _Scorer:
 
     try:
       step = lambda weights, *_: self._step(weights, data)
-      # In chunks of one size, whoever is asked: others round differently.
-      for _, _, rewards in self._loop.run(ids, step, self._size):
+      # In chunks of one size, whoever and however many are asked: others round
+      # differently, and a larger N must not change what is there.
+      for _, _, rewards in self._loop.run(ids, step):
+        if rows.stop and rewards.shape[1] != rows.stop - (rows.start or 0):
+          raise ValueError(
+            f'prune_after needs a reward for each row; the score gives '
+            f'{rewards.shape[1]} for {rows.stop - (rows.start or 0)} rows'
+          )
         found.append(rewards)
         if sum(map(len, found[kept:])) >= _MEMBERS_PER_RANGE:
           keep()
@@ -335,6 +354,8 @@ def _rewards(apply, score, weights, batch):
     found = jnp.asarray(score(apply(weights, batch), batch), jnp.float32)
   if found.ndim > 1:
     raise ValueError(f'score gives shape {found.shape}; [B] or () is needed')
+  if not found.size:
+    raise ValueError('score gives no reward: data has no rows')
   return jnp.atleast_1d(found)
 
 

@@ -35,19 +35,33 @@ class Batch(NamedTuple):
 
 def negative_mse(outputs: jax.Array, batch: Batch) -> jax.Array:
   """[B], minus the mean squared error of each row; at most 0."""
+  if outputs.shape != batch.targets.shape:  # they would be broadcast
+    raise ValueError(
+      f'outputs {outputs.shape} for targets {batch.targets.shape}: one for one'
+    )
   error = jnp.square(outputs - batch.targets)
   return -error.reshape(len(error), -1).mean(axis=1)
 
 
 def log_likelihood(logits: jax.Array, batch: Batch) -> jax.Array:
-  """[B], log probability of each row's label in nats; at most 0."""
+  """[B], log probability of each row's label in nats; at most 0.
+
+  NaN for a label that is not in 0..C-1.
+  """
   logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-  return jnp.take_along_axis(logs, batch.targets[:, None], axis=1)[:, 0]
+  labels = batch.targets
+  found = jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+  is_label = (labels >= 0) & (labels < logits.shape[-1])
+  return jnp.where(is_label, found, jnp.nan)
 
 
 def is_correct(logits: jax.Array, batch: Batch) -> jax.Array:
-  """[B], 1 where the largest logit is the label's (the first of equals)."""
-  return (logits.argmax(axis=-1) == batch.targets).astype(jnp.float32)
+  """[B], 1 where the largest logit is the label's (the first of equals).
+
+  NaN where a logit is.
+  """
+  hits = (logits.argmax(axis=-1) == batch.targets).astype(jnp.float32)
+  return jnp.where(jnp.isnan(logits).any(axis=-1), jnp.nan, hits)
 
 
 def mean(outputs: jax.Array) -> jax.Array:
@@ -58,13 +72,17 @@ def mean(outputs: jax.Array) -> jax.Array:
 def vote(logits: jax.Array) -> jax.Array:
   """Majority vote of K members' labels, as one-hot [B, C] of who won.
 
-  Among labels with equally many votes that of the best-ranked member wins.
+  Among labels with equally many votes that of the best-ranked member wins; a
+  member with a logit that is NaN abstains, and a row without a vote is NaN.
 
   Args:
     logits: [K, B, C], members in rank order.
   """
   labels = logits.argmax(axis=-1).astype(jnp.int32)
-  return jax.nn.one_hot(voting.majority(labels).answer, logits.shape[-1])
+  labels = jnp.where(jnp.isnan(logits).any(axis=-1), voting.ABSTAIN, labels)
+  won = voting.majority(labels).answer
+  one_hot = jax.nn.one_hot(won, logits.shape[-1])
+  return jnp.where((won == voting.ABSTAIN)[:, None], jnp.nan, one_hot)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ from thicket.array_run import ArrayRun
 from thicket.models import mlp
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
-_REPEATS = 3
+_REPEATS = 2
 
 
 def config_of(pairs: list[signals.Pair], seed: int, k: int, quick: bool):
@@ -186,6 +186,29 @@ def markdown(rows: list[dict[str, Any]]) -> str:
   """The table of a README."""
   lines = [COLUMNS, ['---'] * len(COLUMNS), *map(cells, rows)]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def speed_facts(found: dict[str, Any]) -> str:
+  """The speed as a list of a README."""
+
+  def ratio(spread: dict[str, float], form: str) -> str:
+    low, middle, high = (format(spread[x], form) for x in spread)
+    return f'{middle} ({low} to {high})'
+
+  cut = ', '.join(
+    f'{name}: {ratio(spread, ".2f")}'
+    for name, spread in found['full_over_pruned_seconds'].items()
+  )
+  return '\n'.join(
+    [
+      f'- One member: {found["gflop_per_member"]:.1f} GFLOP of products.',
+      '- Full search, share of the peak of 2048-cubed products in the same '
+      f'process: {ratio(found["search_share_of_peak"], ".2f")}.',
+      f'- Full over pruned seconds: {cut}.',
+      f'- Pretraining, 1000 steps: {found["pretraining_seconds"]:.2f} s, with '
+      f'compiling {found["pretraining_seconds_with_compiling"]:.1f} s.',
+    ]
+  )
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
