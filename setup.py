@@ -53,6 +53,7 @@ setuptools.setup(
       'nbclient>=0.10',
       'nbformat>=5.10',
       'pytest>=8.0',
+      'pytest-xdist>=3.6',  # two workers: most of the time is compiling
       'scikit-learn>=1.5',
       'tensorflow-datasets>=4.9.10',
     ],

@@ -165,7 +165,7 @@ def signal_task(width: int, num_items: int) -> Task:
     probe=lambda key: signals.windows(families, key, PROBES, LENGTH)[0],
     apply=lambda params, batch: mlp.rollout(
       model.apply, params, batch.inputs, STEPS_AHEAD
-    )[1],
+    ),
     score=score,
     items=items,
   )
