@@ -36,9 +36,10 @@ from thicket.analysis import density
 from thicket.contest import Contest
 from thicket.estimates import rate
 from thicket.ledger import LedgerError, write_atomically
+from thicket.plan import ConfigError, one_of
 from thicket.plots import signals as signal_plots
 from thicket.plots import style, thickets
-from thicket.problems import Problem, ProblemError
+from thicket.problems import Problem
 from thicket.recipe import recipe_hash
 
 SUMMARY, PAGE = 'summary.json', 'report.html'
@@ -46,12 +47,21 @@ SUMMARY, PAGE = 'summary.json', 'report.html'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Told:
-  """What was found for one problem."""
+  """What was found for one problem.
+
+  Attributes:
+    rewards: float64 [N, b], on the rows that all members saw.
+    base_rewards: float32 [b].
+    seen: bool [B], which of the selection rows these are.
+  """
 
   problem: Problem
   result: randopt.Result
   contest: Contest
   seconds: dict[str, float]
+  rewards: np.ndarray
+  base_rewards: np.ndarray
+  seen: np.ndarray
 
 
 class ArrayRun:
@@ -74,7 +84,7 @@ class ArrayRun:
       mesh: where members are spread; by default over all devices.
 
     Raises:
-      ProblemError: naming the setting.
+      ConfigError: naming the setting.
     """
     self.config, self.console = config, console or Console()
     self.sizes, self.mesh = _sizes(config), mesh
@@ -85,7 +95,7 @@ class ArrayRun:
 
   def finish(self) -> dict[str, Any]:
     """Searches and compares for each problem; returns the summary."""
-    start, told = time.monotonic(), []
+    start, told, shown = time.monotonic(), [], []
     make = problems.make(self.config)
     while True:
       began = time.monotonic()
@@ -94,10 +104,11 @@ class ArrayRun:
         break
       seconds = {'pretraining': time.monotonic() - began}
       told.append(self._search(problem, seconds))
-      self.console.print('', tables.contest(_tell(told[-1])), sep='\n')
+      shown.append(_tell(told[-1]))
+      self.console.print('', tables.contest(shown[-1]), sep='\n')
     summary = {
       'config': json.loads(json.dumps(self.config.to_dict())),
-      'problems': [_tell(x) for x in told],
+      'problems': shown,
       'seconds': time.monotonic() - start,
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
@@ -163,18 +174,18 @@ class ArrayRun:
     except LedgerError:
       raise
     except ValueError as error:
-      raise ProblemError(f'{problem.name}: {error}') from error
+      raise ConfigError(f'{problem.name}: {error}') from error
     seconds['search'] = time.monotonic() - start
     found = contest.hold(result, problem.test, rules, sizes=self.sizes)
-    return Told(problem, result, found, seconds)
+    return Told(problem, result, found, seconds, *_common(result))
 
 
 def _sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  problems.check('task.name', config.task.name, problems.PROBLEMS)
+  one_of('task.name', config.task.name, problems.PROBLEMS)
   asked, n = tuple(config.ensemble.sizes), config.population.size
   for size in asked or (0,):
     if type(size) is not int or not 1 <= size <= n:
-      raise ProblemError(
+      raise ConfigError(
         f'ensemble.sizes = {asked}: each K is a whole number in 1..{n}, N of '
         'population.size'
       )
@@ -183,7 +194,7 @@ def _sizes(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What members and their rewards depend on."""
-  recipe = json.loads(json.dumps(config.to_dict()))
+  recipe = config.to_dict()
   del recipe['population']['size'], recipe['ensemble']
   del recipe['run']['members_per_device']
   return recipe
@@ -272,12 +283,12 @@ def _figures(
   figures = {}
   if config.task.name == 'signals':
     panels = [_panel(x) for x in told]
-    rows = [int(_common(x.result)[2].sum()) for x in told]
+    rows = [int(x.seen.sum()) for x in told]
     figures['Signals'] = signal_plots.regimes(
       panels, rows=rows, scale=config.population.scale
     )
   for x in told:
-    if not np.isfinite(_common(x.result)[1]).all():
+    if not np.isfinite(x.base_rewards).all():
       continue  # nobody can be compared with a broken base
     figures[f'Density {x.problem.name}'] = _density(config, x)
   return figures
@@ -290,12 +301,11 @@ def _panel(told: Told) -> signal_plots.Panel:
   """The first test signal, and the errors of all members."""
   problem, found = told.problem, told.contest
   source, target = problem.name.split('-')
-  rewards, base, seen = _common(told.result)
   context = np.asarray(problem.test.inputs[0])
   wanted = np.asarray(problem.test.targets[0])
   base_out, *members = found.outputs[:, 0]
   together = scoring.mean(told.result.ensemble(problem.selection))
-  score = scoring.negative_mse(together, problem.selection)[seen].mean()
+  score = scoring.negative_mse(together, problem.selection)[told.seen].mean()
   steps = np.arange(len(context) + len(wanted), dtype=np.float32)
   return signal_plots.Panel(
     title=f'pretrained on {_REGIMES.get(source, source)}; target: {target}',
@@ -305,15 +315,15 @@ def _panel(told: Told) -> signal_plots.Panel:
     base=base_out,
     members=np.stack(members),
     ensemble=found.ensemble[0],
-    errors=-rewards.mean(axis=1),
-    base_error=-float(base.mean()),
+    errors=-told.rewards.mean(axis=1),
+    base_error=-float(told.base_rewards.mean()),
     ensemble_error=-float(score),
     sigma=problem.sigmas,
   )
 
 
 def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
-  rewards, base, _ = _common(told.result)
+  rewards, base = told.rewards, told.base_rewards
   population = told.result.population
   gains = np.sort(rewards.mean(axis=1) - base.mean())
   # From no gain to that of the best few.

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from thicket import arguments, array_run, problems, run
+from thicket import arguments, array_run, run
 from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
 from thicket.models.tokenizer import TokenizerError
@@ -33,7 +33,6 @@ _CACHE = flags.DEFINE_string(
 
 USER_ERRORS = (
   *run.USER_ERRORS,
-  problems.ProblemError,
   ModelFileError,
   TokenizerError,
   arguments.ArgumentError,

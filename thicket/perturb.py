@@ -205,7 +205,7 @@ class Perturber:
     leaves = jax.tree.leaves(spec)
     # Names and layers go into the keys: without them in the static arguments,
     # arrays of one shape share one compiled program.
-    self._shapes = [_anonymous(leaf) for leaf in leaves]
+    self._shapes = [trees.anonymous(leaf) for leaf in leaves]
     tensors = list(trees.segments(spec))
     self._names = [segment.name for segment in tensors]
     self._layers = [segment.layer for segment in tensors]
@@ -304,12 +304,6 @@ def _flags_of(leaf: trees.Leaf, moves: Sequence[bool]) -> np.ndarray:
       f'{len(leaf.segments)} tensors'
     )
   return np.asarray(moves, np.float64)
-
-
-def _anonymous(leaf: trees.Leaf) -> trees.Leaf:
-  return trees.Leaf(
-    leaf.shape, tuple(trees.Segment('', 0, s.size) for s in leaf.segments)
-  )
 
 
 def effective_sigmas(

@@ -9,7 +9,7 @@ import hashlib
 import pathlib
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -134,10 +134,10 @@ def make_plan(
       f'ensemble.sizes asks for K = {sizes[-1]} of N = {population.size} '
       'members; lower K or raise population.size'
     )
-  _one_of('model.dtype', config.model.dtype, tuple(DTYPES))
-  _one_of('population.family', config.population.family, perturb.FAMILIES)
-  _one_of('population.scale', config.population.scale, perturb.SCALES)
-  _one_of('run.keep_texts', config.run.keep_texts, KEEP_TEXTS)
+  one_of('model.dtype', config.model.dtype, tuple(DTYPES))
+  one_of('population.family', config.population.family, perturb.FAMILIES)
+  one_of('population.scale', config.population.scale, perturb.SCALES)
+  one_of('run.keep_texts', config.run.keep_texts, KEEP_TEXTS)
   for name in ('only', 'skip'):
     try:
       re.compile(config.population[name])
@@ -254,7 +254,8 @@ def _needs_validation(
     )
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+def one_of(name: str, value: str, known: Collection[str]) -> None:
+  """Raises ConfigError, with the near name, if a value is not known."""
   if value not in known:
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
     hint = f'did you mean {near[0]!r}? ' if near else ''

@@ -9,7 +9,6 @@ pretrained on nothing, on a mixture of families, and on the target's own.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,14 +20,11 @@ from flax import nnx
 
 from thicket import digits, pretrain, signals
 from thicket.models import adapters, classifiers, mlp
+from thicket.plan import ConfigError, one_of
 from thicket.scoring import Batch, log_likelihood
 
 Tree = Any
 Config = ml_collections.ConfigDict
-
-
-class ProblemError(ValueError):
-  """A setting that makes no sense; the message names it and its value."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,10 +56,10 @@ def make(config: Config) -> Iterator[Problem]:
   """The problems of a configuration, each pretrained when it is asked for.
 
   Raises:
-    ProblemError: naming the setting.
+    ConfigError: naming the setting.
   """
   name = config.task.name
-  check('task.name', name, PROBLEMS)
+  one_of('task.name', name, PROBLEMS)
   for section, key, least in (
     ('population', 'size', 1),
     ('data', 'num_selection', 1),
@@ -74,46 +70,38 @@ def make(config: Config) -> Iterator[Problem]:
     ('run', 'members_per_device', 1),
   ):
     if config[section][key] < least:
-      raise ProblemError(
+      raise ConfigError(
         f'{section}.{key} = {config[section][key]} is below {least}'
       )
   rows = config.data.num_selection
   if any(not 1 <= end <= rows for end in config.run.prune_after):
-    raise ProblemError(
+    raise ConfigError(
       f'run.prune_after = {tuple(config.run.prune_after)}: each lies in 1..'
       f'{rows}, data.num_selection'
     )
   try:
     yield from PROBLEMS[name](config)
-  except ProblemError:
+  except ConfigError:
     raise
   except ValueError as error:
-    raise ProblemError(f'{name}: {error}') from error
-
-
-def check(name: str, value: str, known: Any) -> None:
-  """Raises ProblemError, with the near name, if a value is not known."""
-  if value not in known:
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ProblemError(f'{name} = {value!r}; {hint}known: {", ".join(known)}')
+    raise ConfigError(f'{name}: {error}') from error
 
 
 def _signals(config: Config) -> Iterator[Problem]:
   """One problem for each thing to pretrain on; see `configs/signals.py`."""
   steps, target = config.task.steps, config.task.target
-  check('task.target', target, signals.TARGETS)
-  check('model.initializer', config.model.initializer, mlp.INITIALIZERS)
+  one_of('task.target', target, signals.TARGETS)
+  one_of('model.initializer', config.model.initializer, mlp.INITIALIZERS)
   if steps < 1 or config.model.depth < 1:
-    raise ProblemError(
+    raise ConfigError(
       f'task.steps = {steps}, model.depth = {config.model.depth}: both are at '
       'least 1'
     )
   asked = tuple(config.pretraining.on)
   if not asked or len(set(asked)) < len(asked):
-    raise ProblemError(f'pretraining.on = {asked}: name some, each once')
+    raise ConfigError(f'pretraining.on = {asked}: name some, each once')
   for source in asked:
-    check(
+    one_of(
       'pretraining.on', source, (signals.NONE, signals.MIXED, *signals.FAMILIES)
     )
   model = mlp.MLP(
@@ -122,8 +110,7 @@ def _signals(config: Config) -> Iterator[Problem]:
   key_model, key_train, key_data = jax.random.split(
     jax.random.key(config.seed), 3
   )
-  context = jnp.zeros((1, signals.CONTEXT))
-  start = model.init(key_model, context)
+  start = model.init(key_model, jnp.zeros((1, signals.CONTEXT)))
 
   def apply(params: Tree, batch: Batch) -> jax.Array:
     return mlp.rollout(model.apply, params, batch.inputs, steps)
@@ -131,28 +118,19 @@ def _signals(config: Config) -> Iterator[Problem]:
   def loss(params: Tree, batch: Batch) -> jax.Array:
     return jnp.square(model.apply(params, batch.inputs) - batch.targets).mean()
 
-  def rows(number: int) -> Batch:
-    drawn = signals.draw(
-      (signals.TARGETS[target],), key_data, number, signals.CONTEXT + steps
-    )
-    return Batch(drawn[:, : signals.CONTEXT], drawn[:, signals.CONTEXT :])
-
-  first, second = config.data.num_selection, config.data.num_test
-  drawn = rows(first + second)
-  for source in config.pretraining.on:
+  first, length = config.data.num_selection, signals.CONTEXT + steps
+  drawn = signals.draw(
+    (signals.TARGETS[target],), key_data, first + config.data.num_test, length
+  )
+  rows = Batch(drawn[:, : signals.CONTEXT], drawn[:, signals.CONTEXT :])
+  for source in asked:
     params, losses = start, jnp.zeros(0)
     if source != signals.NONE:
       families = signals.of_pretraining(source)
 
       def sample(key: jax.Array, families=families) -> Batch:
-        return Batch(
-          *signals.windows(
-            families,
-            key,
-            config.pretraining.batch_size,
-            signals.CONTEXT + steps,
-          )
-        )
+        size = config.pretraining.batch_size
+        return Batch(*signals.windows(families, key, size, length))
 
       params, losses = pretrain.pretrain(
         loss,
@@ -169,8 +147,8 @@ def _signals(config: Config) -> Iterator[Problem]:
       output='value',
       apply=apply,
       params=params,
-      selection=jax.tree.map(lambda x: x[:first], drawn),
-      test=jax.tree.map(lambda x: x[first:], drawn),
+      selection=jax.tree.map(lambda x: x[:first], rows),
+      test=jax.tree.map(lambda x: x[first:], rows),
       sigmas=tuple(own or population.sigmas),
       losses=np.asarray(losses),
     )
@@ -178,9 +156,9 @@ def _signals(config: Config) -> Iterator[Problem]:
 
 def _digits(config: Config) -> Iterator[Problem]:
   """A convolutional net on scikit-learn's digits; see `configs/vision.py`."""
-  check('model.name', config.model.name, ('linen', 'nnx'))
+  one_of('model.name', config.model.name, ('linen', 'nnx'))
   if config.data.num_pretrain < 1:
-    raise ProblemError(
+    raise ConfigError(
       f'data.num_pretrain = {config.data.num_pretrain} is below 1'
     )
   key_model, key_train = jax.random.split(jax.random.key(config.seed))
@@ -193,7 +171,7 @@ def _digits(config: Config) -> Iterator[Problem]:
       shift=config.task.shift,
     )
   except (ValueError, ImportError) as error:
-    raise ProblemError(f'digits: {error}') from error
+    raise ConfigError(f'digits: {error}') from error
   width = config.model.width
   if config.model.name == 'nnx':
     model = adapters.from_nnx(

@@ -18,12 +18,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, PartitionSpec
 
-from thicket import perturb, prng, pruning, selection, sharding, trees
+from thicket import (
+  perturb,
+  prng,
+  pruning,
+  scoring,
+  selection,
+  sharding,
+  trees,
+)
 from thicket.blocks import Block
 from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
@@ -157,7 +164,7 @@ def search(
     raise ValueError('params holds no array')
   mesh = sharding.make_mesh() if mesh is None else mesh
   spec = trees.default_spec(params)
-  recipe = {'seed': seed, 'sigmas': list(map(float, sigmas))}
+  recipe = {'seed': seed, 'sigmas': list(sigmas)}
   if workdir is None:
     ledger = Ledger.in_memory(recipe)
   else:
@@ -256,7 +263,7 @@ class _Scorer:
     self._loop = loop
     self._data, self._ledger = data, ledger
     self._ends = _ends(prune_after, data)
-    rewards = functools.partial(_rewards, apply, score)
+    rewards = functools.partial(scoring.rewards, apply, score)
     self._step = _over_members(rewards, mesh=loop.mesh, in_axes=loop.in_axes)
 
   def scores(
@@ -286,7 +293,6 @@ class _Scorer:
       rewards[places, part], seen[places, part] = found, True
 
     check(rewards[seen])  # those that an earlier call has kept
-
     saved = pruning.run(
       ask, rewards, seen, ends=self._ends, k=k, max_reward=max_reward
     )
@@ -347,16 +353,6 @@ def _ends(prune_after: tuple[int, ...], data: Tree) -> tuple[int, ...] | None:
   if ends[0] < 1 or ends[-1] > rows:
     raise ValueError(f'prune_after = {prune_after}: there are {rows} rows')
   return ends
-
-
-def _rewards(apply, score, weights, batch):
-  with user_rules():
-    found = jnp.asarray(score(apply(weights, batch), batch), jnp.float32)
-  if found.ndim > 1:
-    raise ValueError(f'score gives shape {found.shape}; [B] or () is needed')
-  if not found.size:
-    raise ValueError('score gives no reward: data has no rows')
-  return jnp.atleast_1d(found)
 
 
 def _over_members(fn, *, mesh: Mesh, in_axes: Tree):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from thicket import voting
+from thicket.user_rules import user_rules
 
 
 class Batch(NamedTuple):
@@ -31,6 +32,26 @@ class Batch(NamedTuple):
 
   inputs: Any
   targets: Any
+
+
+def rewards(
+  apply: Callable[[Any, Any], Any],
+  score: Callable[[Any, Any], jax.Array],
+  params: Any,
+  data: Any,
+) -> jax.Array:
+  """What a user's model earns, float32 [B], or [1] of a scalar score.
+
+  Raises:
+    ValueError: the score is neither [B] nor a scalar, or there are no rows.
+  """
+  with user_rules():
+    found = jnp.asarray(score(apply(params, data), data), jnp.float32)
+  if found.ndim > 1:
+    raise ValueError(f'score gives shape {found.shape}; [B] or () is needed')
+  if not found.size:
+    raise ValueError('score gives no reward: data has no rows')
+  return jnp.atleast_1d(found)
 
 
 def negative_mse(outputs: jax.Array, batch: Batch) -> jax.Array:

@@ -79,6 +79,11 @@ class Leaf:
     return tuple(segment.size * middle for segment in self.segments)
 
 
+def anonymous(leaf: Leaf) -> Leaf:
+  """The leaf without names: arrays of one shape can share one program."""
+  return Leaf(leaf.shape, tuple(Segment('', 0, s.size) for s in leaf.segments))
+
+
 def path_name(path: Sequence[Any]) -> str:
   """The slash-joined name of a tree path, e.g. `params/Dense_0/kernel`."""
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')

@@ -21,12 +21,11 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from configs import signals as configuration
+from experiments.throughput.__main__ import gemm_peak
 from thicket import problems, randopt, scoring, signals
 from thicket.array_run import ArrayRun
 from thicket.models import mlp
@@ -100,13 +99,13 @@ def speed(few: int = 64, many: int = 256) -> dict[str, Any]:
     * config.data.num_selection
     * config.task.steps
   )
-  shares, ratios = [], {}
+  shares, ratios, measure_peak = [], {}, gemm_peak()
   for problem in problems.make(config):
     ratios[problem.name] = []
     for _ in range(_REPEATS):
-      peak = _peak()
+      peak = measure_peak()
       full = _seconds(problem, config, many) - _seconds(problem, config, few)
-      peak = max(peak, _peak())
+      peak = max(peak, measure_peak())
       shares.append((many - few) * per_member / full / peak)
       cut = config.run.prune_after
       pruned = _seconds(problem, config, many, cut) - _seconds(
@@ -139,18 +138,6 @@ def _seconds(problem, config, num_members, prune_after=()) -> float:
     prune_after=prune_after,
   )
   return time.monotonic() - start
-
-
-def _peak() -> float:
-  square = jnp.ones((2048, 2048))
-  product = jax.jit(jnp.matmul)
-  product(square, square).block_until_ready()
-  best = np.inf
-  for _ in range(3):
-    start = time.monotonic()
-    product(square, square).block_until_ready()
-    best = min(best, time.monotonic() - start)
-  return 2 * 2048**3 / best
 
 
 def _spread(values: list[float]) -> dict[str, float]:

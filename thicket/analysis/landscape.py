@@ -27,8 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from thicket import perturb, prng, sharding, trees
-from thicket.user_rules import user_rules
+from thicket import perturb, prng, scoring, sharding, trees
 
 Tree = Any
 Apply = Callable[[Tree, Tree], Tree]
@@ -282,11 +281,8 @@ class _Lines:
     ):
       if factor.any():
         rows = np.repeat(factor, leaf.rows).astype(np.float32)
-        # Names are in the keys: arrays of one shape share one program.
-        shape = trees.Leaf(
-          leaf.shape,
-          tuple(trees.Segment('', 0, s.size) for s in leaf.segments),
-        )
+        # Names are in the keys.
+        shape = trees.anonymous(leaf)
         noise[number] = _draw(own, rows, family=self._family, leaf=shape)
     return sharding.replicate(self._mesh, noise)
 
@@ -307,12 +303,8 @@ def _compile(apply, score, mesh, chunk):
     leaves, tree = jax.tree.flatten(params)
     for number, directions in noise.items():
       leaves[number] = _moved(leaves[number], directions, point)
-    with user_rules():
-      weights = jax.tree.unflatten(tree, leaves)
-      found = jnp.asarray(score(apply(weights, data), data), jnp.float32)
-    if found.ndim > 1:
-      raise ValueError(f'score gives shape {found.shape}; [B] or () is needed')
-    return found.mean()
+    weights = jax.tree.unflatten(tree, leaves)
+    return scoring.rewards(apply, score, weights, data).mean()
 
   def local(params, noise, data, points, rounds):
     of_points = jax.vmap(one, in_axes=(None, None, None, 0))
