@@ -88,6 +88,7 @@ LEVELS = {
   'conclusions': 8,
   'summary': 8,
   'report': 8,
+  'answering': 8,
   'run': 9,
   'array_run': 9,
   'main': 9,

@@ -9,11 +9,10 @@ population or one more control costs what is new.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +23,6 @@ from rich.console import Console
 
 from thicket import (
   data,
-  decode,
   engine,
   evaluation,
   perturb,
@@ -35,26 +33,16 @@ from thicket import (
   tasks,
   trees,
 )
+from thicket.answering import Desk, Work
 from thicket.blocks import Block
-from thicket.ledger import Ledger, LedgerError, uninterrupted
+from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
 from thicket.models.load import load
 from thicket.plan import Condition, ConfigError, make_plan, make_recipe
 from thicket.population import Members, PopulationError
-from thicket.progress import tally
 from thicket.recipe import recipe_hash
 from thicket.stored import save_plan
 from thicket.summary import Summary
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Desk:
-  """What answering under one condition needs."""
-
-  ledger: Ledger
-  questions: dict[str, evaluation.Questions]
-  prefix: list[int]
-  decoding: decode.Decoding
 
 
 class Run:
@@ -107,7 +95,7 @@ class Run:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
     self.workdir = pathlib.Path(workdir)
-    self._desks: dict[Condition, _Desk] = {}
+    self._desks: dict[Condition, Desk] = {}
     self._desk(self.plan.greedy)
     save_plan(self.workdir, config, self.plan)
     mesh = sharding.make_mesh()
@@ -129,9 +117,17 @@ class Run:
     self._members = Members(
       perturber, self.plan.population, mesh, config.run.members_per_device
     )
-    self._judge = evaluation.Judge(self.plan.task, model.tokenizer)
     self._ours: set[tuple[Condition, str, int, int]] = set()
-    self._work = {'answers': 0, 'tokens': 0, 'seconds': 0.0}
+    self._work = Work(
+      self._engine,
+      self._members,
+      evaluation.Judge(self.plan.task, model.tokenizer),
+      self.plan.population,
+      metrics=self.workdir / 'metrics.jsonl',
+      members_per_range=config.run.members_per_range,
+      keep_texts=config.run.keep_texts,
+      console=self.console,
+    )
 
   def finish(self) -> Summary:
     """Searches, compares and reports; the files land in the work folder.
@@ -188,7 +184,7 @@ class Run:
       self._ours.add(unit(i, j))
     for missing, units in todo.items():
       which = np.flatnonzero(np.frombuffer(missing, bool))
-      self._generate(desk, condition, split, which, units, label)
+      self._work.answer(desk, split, which, units, label)
     return desk.ledger.view(split, members, row_ids, draws)
 
   def held(
@@ -198,7 +194,7 @@ class Run:
     desk = self._desk(condition)
     return desk.ledger.view(split, members, desk.questions[split].row_ids, (0,))
 
-  def _desk(self, condition: Condition) -> _Desk:
+  def _desk(self, condition: Condition) -> Desk:
     if condition in self._desks:
       return self._desks[condition]
     plan, model = self.plan, self._model
@@ -213,7 +209,8 @@ class Run:
       context_length=model.decoder.config.context_length,
     )
     recipe = make_recipe(self.config, plan, model, condition)
-    self._desks[condition] = _Desk(
+    self._desks[condition] = Desk(
+      condition,
       Ledger.open(self.workdir / 'ledger' / condition.folder, recipe),
       questions,
       prefix,
@@ -232,45 +229,8 @@ class Run:
     )
     return self._desks[condition]
 
-  def _generate(
-    self,
-    desk: _Desk,
-    condition: Condition,
-    split: str,
-    which: np.ndarray,
-    units: Sequence[tuple[int, int]],
-    label: str,
-  ) -> None:
-    """Has (member, draw) units answer the questions with these indices."""
-    questions = desk.questions[split]
-    batches = questions.batches(which)
-    step = engine.answer_all(self._engine, desk.decoding, desk.prefix, batches)
-    keep_texts = self.config.run.keep_texts in (split, 'all')
-    saver = _Saver(
-      desk.ledger,
-      split,
-      self.config.run.members_per_range,
-      lambda blocks: self._log(condition, split, blocks),
-    )
-    start, compiled = time.monotonic(), self._engine.compile_s
-    members, draws = zip(*units, strict=True)
-    unit = 'samples' if condition.temperature else 'members'
-    with tally(self.console, label, len(units), unit) as progress, saver:
-      for ids, numbers, generated in self._members.run(members, step, draws):
-        blocks = self._judge(
-          questions, which, batches, generated, ids, numbers,
-          keep_texts=keep_texts,
-        )  # fmt: skip
-        saver.add(blocks)
-        progress.advance(len(blocks))
-        self._work['answers'] += len(blocks) * len(which)
-        self._work['tokens'] += sum(int(b.num_tokens.sum()) for b in blocks)
-    compiling = self._engine.compile_s - compiled
-    self._work['seconds'] += time.monotonic() - start - compiling
-
   def _facts(self) -> dict[str, Any]:
     """What only the model or this process can say; ends up in the summary."""
-    work, seconds = self._work, self._work['seconds']
     spent = ranking.Cost()
     for desk in self._desks.values():
       for split in desk.ledger.splits:
@@ -280,11 +240,7 @@ class Run:
       'effective_sigmas': self._effective_sigmas(),
       'work': {
         'stored': dataclasses.asdict(spent),
-        'this_run': {
-          **work,
-          'compile_seconds': self._engine.compile_s,
-          'tokens_per_second': work['tokens'] / seconds if seconds else None,
-        },
+        'this_run': self._work.facts(),
         'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       },
     }
@@ -306,78 +262,6 @@ class Run:
         tensors = {name: float(values[i]) for name, values in moved.items()}
         found.append({'sigma': float(sigma), 'tensors': tensors})
     return found
-
-  def _log(
-    self, condition: Condition, split: str, blocks: Sequence[Block]
-  ) -> None:
-    """Adds a line for each saved answer set to metrics.jsonl, to plot from."""
-    lines = []
-    for block in blocks:
-      member = int(block.members[0])
-      line = {
-        'condition': condition.folder,
-        'split': split,
-        'member': member,
-        'sigma': float(self.plan.population.sigma([member])[0]),
-        'draw': int(block.draws[0]),
-        'rows': block.reward.size,
-        'score': float(block.reward.mean(dtype=np.float64)),
-        'accuracy': float(block.correct.mean()),
-        'tokens': int(block.num_tokens.sum()),
-      }
-      lines.append(json.dumps(line) + '\n')
-    path = self.workdir / 'metrics.jsonl'
-    try:
-      with open(path, 'a', encoding='utf-8') as file:
-        file.writelines(lines)
-    except OSError as error:
-      raise LedgerError(
-        f'{path}: cannot be written: {error.strerror}'
-      ) from error
-
-
-class _Saver:
-  """Saves judged answers in ranges of a size that no chunk size changes.
-
-  Left by an exception, Ctrl-C too, it saves the unfinished range first.
-  """
-
-  def __init__(
-    self,
-    ledger: Ledger,
-    split: str,
-    size: int,
-    saved: Callable[[Sequence[Block]], None],
-  ):
-    self._ledger, self._split, self._size = ledger, split, size
-    self._saved = saved
-    self._pile: list[Block] = []
-
-  def add(self, blocks: Sequence[Block]) -> None:
-    self._pile += blocks
-    while len(self._pile) >= self._size:
-      self._save(self._size)
-
-  def _save(self, number: int) -> None:
-    with uninterrupted():  # the ledger, the metrics and the pile agree
-      blocks = self._pile[:number]
-      whole = Ledger.in_memory(self._ledger.recipe)
-      for block in blocks:
-        whole.append(self._split, block)
-      try:
-        self._ledger.append(self._split, whole.view(self._split))
-      except LedgerError:
-        self._pile = []  # not to be tried again on the way out
-        raise
-      del self._pile[:number]
-      self._saved(blocks)
-
-  def __enter__(self) -> _Saver:
-    return self
-
-  def __exit__(self, kind, error, trace) -> None:
-    if self._pile:
-      self._save(len(self._pile))
 
 
 USER_ERRORS = (

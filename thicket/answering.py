@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Members at work: questions in, judged rows in the ledger.
+
+Generation is dispatched chunk by chunk, and while the devices run one chunk
+the host judges the one before and saves it. Ranges are saved as they fill;
+whatever interrupts the work, what has been judged is saved first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from rich.console import Console
+
+from thicket import decode, engine, evaluation
+from thicket.blocks import Block
+from thicket.ledger import Ledger, LedgerError, uninterrupted
+from thicket.plan import Condition
+from thicket.population import Members, Population
+from thicket.progress import tally
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Desk:
+  """What answering under one condition needs."""
+
+  condition: Condition
+  ledger: Ledger
+  questions: dict[str, evaluation.Questions]
+  prefix: list[int]
+  decoding: decode.Decoding
+
+
+class Work:
+  """Has members answer what is asked, and counts what it took."""
+
+  def __init__(
+    self,
+    the_engine: engine.Engine,
+    members: Members,
+    judge: evaluation.Judge,
+    population: Population,
+    *,
+    metrics: os.PathLike[str],
+    members_per_range: int,
+    keep_texts: str,
+    console: Console,
+  ):
+    """Takes the pieces.
+
+    Args:
+      the_engine: generates.
+      members: brings members' weights, chunk by chunk.
+      judge: turns tokens into rows.
+      population: says members' sigmas.
+      metrics: file to which a line is added for each answer set saved.
+      members_per_range: saved together.
+      keep_texts: the split whose texts are kept, or 'all', or 'none'.
+      console: where progress goes.
+    """
+    self._engine, self._members, self._judge = the_engine, members, judge
+    self._population, self._metrics = population, epath.Path(metrics)
+    self._range, self._keep_texts = members_per_range, keep_texts
+    self._console = console
+    self._counts = {'answers': 0, 'tokens': 0, 'seconds': 0.0}
+
+  def answer(
+    self,
+    desk: Desk,
+    split: str,
+    which: np.ndarray,
+    units: Sequence[tuple[int, int]],
+    label: str,
+  ) -> None:
+    """Has (member, draw) units answer the questions with these indices."""
+    questions = desk.questions[split]
+    batches = questions.batches(which)
+    step = engine.answer_all(self._engine, desk.decoding, desk.prefix, batches)
+    keep_texts = self._keep_texts in (split, 'all')
+    saver = _Saver(
+      desk.ledger,
+      split,
+      self._range,
+      lambda blocks: self._log(desk.condition, split, blocks),
+    )
+    start, compiled = time.monotonic(), self._engine.compile_s
+    members, draws = zip(*units, strict=True)
+    unit = 'samples' if desk.condition.temperature else 'members'
+    with tally(self._console, label, len(units), unit) as progress, saver:
+      for ids, numbers, generated in self._members.run(members, step, draws):
+        blocks = self._judge(
+          questions, which, batches, generated, ids, numbers,
+          keep_texts=keep_texts,
+        )  # fmt: skip
+        saver.add(blocks)
+        progress.advance(len(blocks))
+        self._counts['answers'] += len(blocks) * len(which)
+        self._counts['tokens'] += sum(int(b.num_tokens.sum()) for b in blocks)
+    compiling = self._engine.compile_s - compiled
+    self._counts['seconds'] += time.monotonic() - start - compiling
+
+  def facts(self) -> dict[str, Any]:
+    """What was generated here, in how many seconds without compilation."""
+    tokens, seconds = self._counts['tokens'], self._counts['seconds']
+    return {
+      **self._counts,
+      'compile_seconds': self._engine.compile_s,
+      'tokens_per_second': tokens / seconds if seconds else None,
+    }
+
+  def _log(
+    self, condition: Condition, split: str, blocks: Sequence[Block]
+  ) -> None:
+    """Adds a line for each saved answer set to metrics.jsonl, to plot from."""
+    lines = []
+    for block in blocks:
+      member = int(block.members[0])
+      line = {
+        'condition': condition.folder,
+        'split': split,
+        'member': member,
+        'sigma': float(self._population.sigma([member])[0]),
+        'draw': int(block.draws[0]),
+        'rows': block.reward.size,
+        'score': float(block.reward.mean(dtype=np.float64)),
+        'accuracy': float(block.correct.mean()),
+        'tokens': int(block.num_tokens.sum()),
+      }
+      lines.append(json.dumps(line) + '\n')
+    try:
+      with self._metrics.open('a') as file:
+        file.writelines(lines)
+    except OSError as error:
+      raise LedgerError(
+        f'{self._metrics}: cannot be written: {error.strerror}'
+      ) from error
+
+
+class _Saver:
+  """Saves judged answers in ranges of a size that no chunk size changes.
+
+  Left by an exception, Ctrl-C too, it saves the unfinished range first.
+  """
+
+  def __init__(
+    self,
+    ledger: Ledger,
+    split: str,
+    size: int,
+    saved: Callable[[Sequence[Block]], None],
+  ):
+    self._ledger, self._split, self._size = ledger, split, size
+    self._saved = saved
+    self._pile: list[Block] = []
+
+  def add(self, blocks: Sequence[Block]) -> None:
+    self._pile += blocks
+    while len(self._pile) >= self._size:
+      self._save(self._size)
+
+  def _save(self, number: int) -> None:
+    with uninterrupted():  # the ledger, the metrics and the pile agree
+      blocks = self._pile[:number]
+      whole = Ledger.in_memory(self._ledger.recipe)
+      for block in blocks:
+        whole.append(self._split, block)
+      try:
+        self._ledger.append(self._split, whole.view(self._split))
+      except LedgerError:
+        self._pile = []  # not to be tried again on the way out
+        raise
+      del self._pile[:number]
+      self._saved(blocks)
+
+  def __enter__(self) -> _Saver:
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    if self._pile:
+      self._save(len(self._pile))
