@@ -46,6 +46,8 @@ LEVELS = {
   'sharding': 1,
   'signals': 0,
   'user_rules': 0,
+  'families': 1,
+  'scales': 1,
   'perturb': 1,
   'models': 2,
   'models.layers': 2,

@@ -441,7 +441,7 @@ def test_the_base_is_never_modified(params):
     ),
     (
       {'family': 'normal'},
-      "noise family 'normal' is not one of ('gaussian', 'rademacher')",
+      "noise family 'normal'; known: gaussian, rademacher, low_rank",
     ),
     (
       {'scale': 'rms'},

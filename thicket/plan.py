@@ -16,7 +16,16 @@ import jax
 import ml_collections
 
 import thicket
-from thicket import data, perturb, prng, race, sampling, tasks, trees
+from thicket import (
+  data,
+  families,
+  prng,
+  race,
+  sampling,
+  scales,
+  tasks,
+  trees,
+)
 from thicket.models import hub
 from thicket.models.load import DTYPES, LoadedModel
 from thicket.population import Population
@@ -135,8 +144,11 @@ def make_plan(
       'members; lower K or raise population.size'
     )
   one_of('model.dtype', config.model.dtype, tuple(DTYPES))
-  one_of('population.family', config.population.family, perturb.FAMILIES)
-  one_of('population.scale', config.population.scale, perturb.SCALES)
+  try:
+    families.rank_of(config.population.family)
+  except ValueError as error:
+    raise ConfigError(f'population.family: {error}') from error
+  one_of('population.scale', config.population.scale, scales.SCALES)
   one_of('run.keep_texts', config.run.keep_texts, KEEP_TEXTS)
   for name in ('only', 'skip'):
     try:
