@@ -132,7 +132,10 @@ def make_plan(
   settings = {} if template is None else {'prompt_template': template}
   task = tasks.make(config.task.name, **settings)
   population = Population(
-    config.seed, config.population.size, tuple(config.population.sigmas)
+    config.seed,
+    config.population.size,
+    tuple(config.population.sigmas),
+    config.population.antithetic,
   )
   asked = tuple(config.ensemble.sizes)
   if not asked or not all(type(k) is int and k >= 1 for k in asked):
@@ -162,6 +165,7 @@ def make_plan(
   limit = task.max_new_tokens if limit is None else limit
   for name, value in (
     ('run.members_per_device', config.run.members_per_device),
+    ('run.model_axis', config.run.model_axis),
     ('run.members_per_range', config.run.members_per_range),
     ('decode.max_new_tokens', limit),
     ('decode.rows', config.decode.rows),
@@ -322,6 +326,7 @@ def make_recipe(
       'family': config.population.family,
       'scale': config.population.scale,
       'sigmas': [float(sigma) for sigma in plan.population.sigmas],
+      'antithetic': plan.population.antithetic,
       'only': config.population.only,
       'skip': config.population.skip,
       'arithmetic': _arithmetic(),

@@ -42,6 +42,8 @@ class Population:
     sigmas: the standard deviations in turn: member i has
       `sigmas[i % len(sigmas)]`, so that every prefix of the population is
       balanced over them.
+    antithetic: members 2j and 2j + 1 are mirror images, w + sigma n and
+      w - sigma n, with one sigma.
 
   Raises:
     PopulationError: a field is out of range.
@@ -50,6 +52,7 @@ class Population:
   seed: int
   size: int
   sigmas: tuple[float, ...]
+  antithetic: bool = False
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**64:
@@ -71,7 +74,17 @@ class Population:
 
   def sigma_index(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Which of `sigmas` each member has; meaningless for the base."""
-    return np.asarray(member_ids) % len(self.sigmas)
+    return self.noise_ids(member_ids) % len(self.sigmas)
+
+  def noise_ids(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The ids under which members' noise is drawn; the base keeps its own."""
+    ids = np.asarray(member_ids)
+    return ids // 2 if self.antithetic else ids
+
+  def amplitude(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """float64 [M], what members' noise is multiplied by: +sigma or -sigma."""
+    is_mirrored = self.antithetic & (np.asarray(member_ids) % 2 == 1)
+    return np.where(is_mirrored, -1.0, 1.0) * self.sigma(member_ids)
 
   def sigma(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """float64 [M], the sigma of each member; 0 for the base."""
@@ -165,8 +178,10 @@ class Members:
       weights, self._held = self._perturber.buffers(self._chunk), None
     # The draws of one member need its weights only once.
     if self._held is None or not np.array_equal(self._held, chunk):
-      sigmas = self._population.sigma(chunk)
-      weights = self._perturber.write(chunk, sigmas, weights)
+      population = self._population
+      weights = self._perturber.write(
+        population.noise_ids(chunk), population.amplitude(chunk), weights
+      )
       self._held = chunk
     ids, draws = (sharding.spread(self._mesh, x) for x in (chunk, draws))
     results = step(weights, ids, draws)

@@ -25,6 +25,7 @@ from thicket import (
   data,
   engine,
   evaluation,
+  families,
   perturb,
   ranking,
   report,
@@ -74,7 +75,11 @@ class Run:
     self.config = config
     self.plan = make_plan(config)
     start = time.monotonic()
-    model = self._model = load(config.model.name, config.model.dtype)
+    try:
+      mesh = sharding.make_mesh(model=config.run.model_axis)
+    except ValueError as error:
+      raise ConfigError(f'run.model_axis: {error}') from error
+    model = self._model = load(config.model.name, config.model.dtype, mesh)
     parameters = sum(x.size for x in jax.tree.leaves(model.params))
     logging.info(
       'loaded %s, %.1f M parameters, in %.1f s',
@@ -98,15 +103,17 @@ class Run:
     self._desks: dict[Condition, Desk] = {}
     self._desk(self.plan.greedy)
     save_plan(self.workdir, config, self.plan)
-    mesh = sharding.make_mesh()
+    # A low-rank member is never materialised: all share the base's products.
+    self._factored = families.rank_of(config.population.family) > 0
     perturber = perturb.Perturber(
-      sharding.replicate(mesh, model.params),
+      model.params,
       model.spec,
       seed=self.plan.population.seed,
       mesh=mesh,
       family=config.population.family,
       scale=config.population.scale,
       mask=mask,
+      factored=self._factored,
     )
     self._engine = engine.Engine(
       model.decoder,
@@ -248,8 +255,8 @@ class Run:
   def _effective_sigmas(self) -> list[dict[str, Any]]:
     """How far each tensor really moves, for the first member of each sigma."""
     model, population = self._model, self.plan.population
-    if self.config.model.dtype == 'float32':
-      return []  # rounding is far below any sigma in use
+    if self.config.model.dtype == 'float32' or self._factored:
+      return []  # rounding is far below any sigma in use, or there is none
     rms = jax.jit(
       lambda base, members: perturb.effective_sigmas(base, members, model.spec)
     )

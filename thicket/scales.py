@@ -76,7 +76,9 @@ def expected_norm(role: str, family: str, rows: int, columns: int) -> float:
   if role in ('norm', 'other') and rows == 1:
     if family == 'rademacher':
       return 1.0
-    return float(stats.chi.isf(_LARGEST / columns, 1)) if columns > 1 else 0.8
+    if columns == 1:
+      return math.sqrt(2 / math.pi)
+    return float(stats.chi.isf(_LARGEST / columns, 1))
   if role == 'embedding':
     if family == 'rademacher':
       return math.sqrt(columns)
