@@ -7,6 +7,8 @@ import math
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,14 +74,22 @@ def test_products_are_exactly_those_of_the_traced_program(config, batch):
   assert traced['products'] == prompt.products + step.products
 
 
-def test_a_pass_agrees_with_xla():
-  got = check.forward(TINY, 2, 4, 8, 5)
-  for program, most in ((got.prefill, 1.6), (got.step, 1.2)):
+@pytest.mark.parametrize('batch', [(1, 8, 64, 1024), (2, 4, 64, 512)])
+def test_a_pass_agrees_with_xla(batch):
+  # Wide enough for arrays to outweigh what XLA does around them.
+  shallow = dataclasses.replace(tiny.SMOLLM2_135M, num_layers=2, vocab_size=512)
+  got = check.forward(shallow, *batch)
+  # In the prefill XLA's copies to other layouts come on top of what we count:
+  # there are too few columns for it to fuse norms into products.
+  for program, least, most in (
+    (got.prefill, 1.1, 1.35),
+    (got.step, 0.93, 1.05),
+  ):
     flops, moved = program.ratios()
-    assert flops == pytest.approx(1, abs=0.05)
-    assert 0.9 < moved < most
+    assert flops == pytest.approx(1, abs=0.02)
+    assert least < moved < most
   ours, xla = got.scratch
-  assert 0.8 < xla / ours < 1.05
+  assert 0.85 < xla / ours < 1.02
 
 
 @pytest.mark.parametrize(
@@ -167,9 +177,6 @@ def test_longer_caches_cost_attention_alone():
 
 
 def test_a_loop_and_what_it_calls_are_counted_once():
-  import jax
-  import jax.numpy as jnp
-
   def fn(x, w):
     body = lambda i, x: jax.nn.relu(jnp.dot(w, x))
     return jax.lax.fori_loop(0, 7, body, x)
@@ -256,6 +263,40 @@ def test_few_rows_take_as_long_as_their_weights_are_read():
   read_s = 10 * 2 * layers / H100.bandwidth
   assert got['parts']['decode: weights'] == pytest.approx(read_s, rel=0.01)
   assert got['parts']['network'] == 0
+
+
+@pytest.mark.parametrize('family', ['gaussian', 'lowrank'])
+def test_a_part_takes_as_long_as_what_binds_it(family):
+  shares, config = hardware.Shares(), count.LLAMA3_8B
+  got = _one(shares=shares, family=family, new_tokens=16)
+  thin = family == 'lowrank'
+  step = count.forward(
+    config,
+    rows=got['members'] * got['rows'],
+    tokens=1,
+    slots=128 + 16 - 1,
+    members=got['members'],
+    shared=thin,
+    rank=1 if thin else 0,
+  )
+  steps = got['chunks'] * got['batches'] * 15
+  for part, work in step.items():
+    took = predict.roofline(work, H100, shares.decode, shares)
+    most = max(took, key=took.get)
+    assert got['binds'][f'decode: {part}'] == most
+    assert got['parts'][f'decode: {part}'] == pytest.approx(steps * took[most])
+
+
+def test_noise_is_made_once_a_member_whatever_the_mesh():
+  config, shares = count.LLAMA3_70B, hardware.Shares()
+  search = predict.Search(members=640)
+  work = count.noise(config, 'gaussian')
+  took = max(predict.roofline(work, H100, 1.0, shares).values())
+  found = predict.meshes(config, H100, 64, 'gaussian', search, shares)
+  assert list(found) == [4, 8]
+  for got in found.values():
+    made = search.members / (1 - got['idle'])
+    assert got['parts']['noise'] == pytest.approx(made * took / 64)
 
 
 def test_hours_and_rates_follow_from_the_parts():
