@@ -73,6 +73,32 @@ def test_a_smaller_population_is_the_front_of_a_larger_one(sigmas):
   )
 
 
+def test_mirror_images_share_noise_and_sigma():
+  drawn = Population(0, 7, SIGMAS, antithetic=True)
+  ids = [BASE, 0, 1, 2, 3, 5, 6]
+  assert drawn.noise_ids(ids).tolist() == [-1, 0, 0, 1, 1, 2, 3]
+  assert drawn.sigma(ids).tolist() == [0, 0.25, 0.25, 0.5, 0.5, 1, 0.25]
+  assert drawn.amplitude(ids).tolist() == [0, 0.25, -0.25, 0.5, -0.5, -1, 0.25]
+  apart = Population(0, 7, SIGMAS)
+  assert apart.noise_ids(ids).tolist() == ids
+  np.testing.assert_array_equal(apart.amplitude(ids), apart.sigma(ids))
+
+
+def test_mirror_images_mean_the_base():
+  mesh = _mesh(1)
+  drawn = Population(SEED, 100, SIGMAS, antithetic=True)
+  members = Members(_perturber(mesh), drawn, mesh, 3)
+  weights, _ = _run(members, range(6))
+  straight, _ = _run(_members(), range(3))
+  for name, base in PARAMS.items():
+    pairs = weights[name].reshape(3, 2, *base.shape)
+    np.testing.assert_array_equal(pairs[:, 0], straight[name])
+    assert np.abs(pairs[:, 0] - pairs[:, 1]).max() > 0.5
+    np.testing.assert_allclose(
+      pairs.mean(axis=1), np.stack([base] * 3), atol=1e-6
+    )
+
+
 def test_sigmas_are_taken_in_turn():
   drawn = Population(0, 8, SIGMAS)
   assert drawn.sigma_index(drawn.ids()).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]

@@ -63,7 +63,8 @@ def _devices(count):
   """Runs get a mesh of so many devices."""
   make = sharding.make_mesh
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, 'make_mesh', lambda: make(jax.devices()[:count]))
+    some = lambda model=1: make(jax.devices()[:count], model)
+    patch.setattr(sharding, 'make_mesh', some)
     yield
 
 
@@ -860,3 +861,62 @@ def test_the_committed_config_is_a_plan(arg, model):
 def test_a_variant_that_does_not_exist_is_named():
   with pytest.raises(ArgumentError, match=r'configs/llm\.py:fast'):
     load_config(f'{ROOT / "configs" / "llm.py"}:fast')
+
+
+# Low rank, mirror images, and a model on several devices.
+
+
+def test_low_rank_members_answer_alike_on_any_number_of_devices(
+  model, tmp_path
+):
+  config = _config(
+    model,
+    population__family='low_rank:2',
+    population__antithetic=True,
+    run__members_per_device=2,
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+  one, summary = _run(config, tmp_path / 'one')
+  assert one._members._perturber.in_axes['params']['embed']['embedding'] is None
+  assert summary['recipe']['noise']['family'] == 'low_rank:2'
+  assert summary['recipe']['noise']['antithetic'] is True
+  _run(config, tmp_path / 'eight', devices=8)
+  _assert_same_rows(tmp_path / 'eight', tmp_path / 'one')
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / 'one' / 'metrics.jsonl').read_text().splitlines()
+  ]
+  sigmas = {line['member']: line['sigma'] for line in lines}
+  assert sigmas == {BASE: 0, 0: 0.05, 1: 0.05, 2: 0.2, 3: 0.2}
+  rewards = _view(tmp_path / 'one').reward[:, :, 0]
+  assert len({row.tobytes() for row in rewards}) == N + 1
+
+
+@pytest.mark.parametrize('family', ['gaussian', 'low_rank'])
+def test_devices_that_share_a_model_go_on_with_the_same_ledger(
+  model, tmp_path, family
+):
+  settings = {
+    'population__family': family,
+    'controls__temperatures': (),
+    'controls__prompts': False,
+  }
+  _run(_config(model, **settings), tmp_path / 'one')
+  shared = _config(model, run__model_axis=2, **settings)
+  job, _ = _run(shared, tmp_path / 'shared', devices=8)
+  assert dict(job._members._mesh.shape) == {'members': 4, 'model': 2}
+  one, other = (_view(tmp_path / x) for x in ('one', 'shared'))
+  np.testing.assert_array_equal(one.members, other.members)
+  # Answers are of a digit or three tokens; those of near ties may differ.
+  assert (one.num_tokens == other.num_tokens).mean() > 0.98
+  assert (one.reward == other.reward).mean() > 0.98
+  # The mesh is not in the recipe: another one goes on where this one was.
+  job, _ = _run(shared, tmp_path / 'one', devices=2)
+  assert job._work.facts()['answers'] == 0
+
+
+def test_a_model_axis_that_does_not_fit_the_devices(model, tmp_path):
+  for count, message in ((3, 'model axis = 3 does not divide 8'), (0, '= 0')):
+    with pytest.raises(ConfigError, match=f'run.model_axis.*{message}'):
+      _run(_config(model, run__model_axis=count), tmp_path, devices=8)

@@ -117,7 +117,7 @@ def test_noise_is_counted_word_by_word():
 
 
 def test_a_low_rank_member_draws_its_factors_and_norms_alone():
-  thin = count.noise(TINY, 'lowrank', 2)
+  thin = count.noise(TINY, 'low_rank', 2)
   dense = count.noise(TINY, 'gaussian')
   ratio = sum(count.num_factors(TINY, 2)) / count.num_parameters(TINY)
   assert thin.bytes / dense.bytes == pytest.approx(ratio)
@@ -226,7 +226,7 @@ def test_what_is_held_fits_and_no_member_is_left_out(family, axis):
     weights = 2 * count.num_parameters(config) / axis
     assert fit.memory['base'] == weights
     thin = 2 * sum(count.num_factors(config, 1)) / axis
-    own = thin if family == 'lowrank' else weights
+    own = thin if family == 'low_rank' else weights
     assert fit.memory['members'] == fit.members * own
   assert [fit.rows for fit in held] == sorted(
     {math.ceil(200 / k) for k in range(1, 201)}, reverse=True
@@ -265,11 +265,11 @@ def test_few_rows_take_as_long_as_their_weights_are_read():
   assert got['parts']['network'] == 0
 
 
-@pytest.mark.parametrize('family', ['gaussian', 'lowrank'])
+@pytest.mark.parametrize('family', ['gaussian', 'low_rank'])
 def test_a_part_takes_as_long_as_what_binds_it(family):
   shares, config = hardware.Shares(), count.LLAMA3_8B
   got = _one(shares=shares, family=family, new_tokens=16)
-  thin = family == 'lowrank'
+  thin = family == 'low_rank'
   step = count.forward(
     config,
     rows=got['members'] * got['rows'],
@@ -316,7 +316,7 @@ def test_hardware_twice_as_fast_takes_half_the_time():
   )  # fmt: skip
   asked = predict.Search(members=8, judged_per_s=1e12)
   now, then = (
-    predict.meshes(count.LLAMA3_8B, device, 8, 'lowrank', asked, IDEAL)
+    predict.meshes(count.LLAMA3_8B, device, 8, 'low_rank', asked, IDEAL)
     for device in (V5E, fast)
   )
   assert list(now) == list(then) == [2, 4, 8]
@@ -334,7 +334,7 @@ def test_a_slow_judge_is_waited_for_and_a_quick_one_is_not():
 
 def test_low_rank_is_ahead_where_few_rows_share_a_weight():
   ahead = [
-    _one(examples=n)['hours'] / _one(examples=n, family='lowrank')['hours']
+    _one(examples=n)['hours'] / _one(examples=n, family='low_rank')['hours']
     for n in (1, 8, 200)
   ]
   assert ahead[0] > ahead[1] >= ahead[2] * 0.99

@@ -108,8 +108,8 @@ def shape_table(result: Mapping[str, Any]) -> Rows:
   rows = [
     [
       one['place'], str(one['examples']), str(one['new_tokens']),
-      number(one['gaussian']), f'{one["noise"]:.0%}', number(one['lowrank']),
-      f'{one["gaussian"] / one["lowrank"]:.2f}',
+      number(one['gaussian']), f'{one["noise"]:.0%}', number(one['low_rank']),
+      f'{one["gaussian"] / one["low_rank"]:.2f}',
     ]
     for one in result['shapes']
   ]  # fmt: skip
@@ -122,7 +122,7 @@ def sensitivity_table(result: Mapping[str, Any]) -> Rows:
   names = list(dict.fromkeys(one['assumed'] for one in result['sensitivity']))
   cells = {
     (one['assumed'], one['place']): (
-      f'{number(one["gaussian"])} / {number(one["lowrank"])}'
+      f'{number(one["gaussian"])} / {number(one["low_rank"])}'
     )
     for one in result['sensitivity']
   }
@@ -255,7 +255,7 @@ def facts(result: Mapping[str, Any]) -> str:
     got, place = case['fastest'], (case['model'], case['device'])
     if case['family'] == 'gaussian':
       dense = got
-    if case['family'] == 'lowrank':
+    if case['family'] == 'low_rank':
       ahead.setdefault(', '.join(place), []).append(
         dense['hours'] / got['hours']
       )

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thicket import perturb, trees
+from thicket import families, trees
 from thicket.models import decoder
 from thicket.models.decoder_config import DecoderConfig
 
-FAMILIES = ('gaussian', 'rademacher', 'lowrank')
+FAMILIES = ('gaussian', 'rademacher', 'low_rank')
 BASE = 'base'  # no noise: what a server of one model does
 
 LLAMA2_7B = DecoderConfig(
@@ -319,7 +319,7 @@ def _count(jaxpr, found):
 def _drawing(family: str, leaf: trees.Leaf) -> Work:
   """Drawing the noise of one array and adding it to the base, without bytes."""
   keys = jax.ShapeDtypeStruct((len(leaf.segments), 2), np.uint32)
-  found = operations(lambda key: perturb.draw(family, key, leaf), keys)
+  found = operations(lambda key: families.draw(family, key, leaf), keys)
   # The sum: to float32, product, sum, back, and the choice for frozen tensors.
   size = math.prod(leaf.shape)
   return Work(vector=found['vector'] + 5 * size, integer=found['integer'])
@@ -350,7 +350,7 @@ def noise(
     return Work()
   if family not in FAMILIES:
     raise ValueError(f'noise family {family!r} is not one of {FAMILIES}')
-  if family == 'lowrank':
+  if family == 'low_rank':
     # A draw a number, whatever array it lies in: one long array stands for all.
     numbers = sum(num_factors(config, rank))
     whole = trees.Leaf((1, numbers), (trees.Segment('', 0, 1),))

@@ -91,7 +91,7 @@ def fits(
   m, b = model_axis, search.itemsize
   free = search.usable * device.memory
   whole = count.num_parameters(config) * b / m
-  if family == 'lowrank':
+  if family == 'low_rank':
     own = sum(count.num_factors(config, search.rank)) * b / m
   else:
     own = 0.0 if family == count.BASE else whole
@@ -164,13 +164,13 @@ def predict(
     'hours' their sum; rates are over all devices.
   """
   m, s = model_axis, search
-  shared = family in ('lowrank', count.BASE)
+  shared = family in ('low_rank', count.BASE)
   rows = held.members * held.rows
   common = {
     'rows': rows,
     'members': held.members,
     'shared': shared,
-    'rank': s.rank if family == 'lowrank' else 0,
+    'rank': s.rank if family == 'low_rank' else 0,
     'itemsize': s.itemsize,
     'model_axis': m,
     'fused': s.filled,

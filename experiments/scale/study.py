@@ -85,10 +85,10 @@ def hours(
 def both(place: tuple, search: Search, shares: Shares) -> dict[str, float]:
   """Hours of a dense and of a low-rank search, and the noise's share."""
   dense = hours(*place, 'gaussian', search, shares)
-  thin = hours(*place, 'lowrank', search, shares)
+  thin = hours(*place, 'low_rank', search, shares)
   return {
     'gaussian': dense['hours'],
-    'lowrank': thin['hours'],
+    'low_rank': thin['hours'],
     'noise': dense['parts']['noise'] / 3600 / dense['hours'],
   }
 
@@ -135,7 +135,7 @@ def attention() -> list[dict[str, Any]]:
   """What attention over filled slots, scores kept on chip, would bring."""
   found = []
   for place in PLACES:
-    for family in ('gaussian', 'lowrank'):
+    for family in ('gaussian', 'low_rank'):
       now = hours(*place, family, Search(), Shares())
       then = hours(*place, family, Search(filled=True), Shares())
       found.append({
