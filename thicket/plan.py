@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 import thicket
-from thicket import data, perturb, prng, race, sampling, tasks, trees
+from thicket import batching, data, perturb, prng, race, sampling, tasks, trees
 from thicket.models import hub
 from thicket.models.load import DTYPES, LoadedModel
 from thicket.population import Population
@@ -138,6 +138,11 @@ def make_plan(
   one_of('population.family', config.population.family, perturb.FAMILIES)
   one_of('population.scale', config.population.scale, perturb.SCALES)
   one_of('run.keep_texts', config.run.keep_texts, KEEP_TEXTS)
+  workers = config.run.get('judge_processes', 0)  # older runs have no such key
+  if workers < 0:
+    raise ConfigError(
+      f'run.judge_processes = {workers} is below 0, which is for none'
+    )
   for name in ('only', 'skip'):
     try:
       re.compile(config.population[name])
@@ -318,6 +323,7 @@ def make_recipe(
       'rule': rule,
       'max_new_tokens': plan.max_new_tokens,
       'rows': config.decode.rows,
+      'batching': batching.VERSION,
     },
   }
 
