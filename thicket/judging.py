@@ -8,6 +8,7 @@ started them, however that ends.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -96,11 +97,11 @@ class Judges:
     pieces = [asked[i : i + size] for i in range(0, len(asked), size)]
     jobs: list[futures.Future] = []
     try:
-      jobs += (self._pool.submit(_work, piece) for piece in pieces)
+      for piece in pieces:
+        jobs.append(self._pool.submit(_work, piece))
       return [found for job in jobs for found in job.result()]
     except BrokenProcessPool:
       logging.warning('a process that judged died; its texts one by one now')
-      jobs += [futures.Future() for _ in pieces[len(jobs) :]]  # never done
       return self._after_a_death(pieces, jobs)
     finally:
       for job in jobs:
@@ -124,8 +125,9 @@ class Judges:
     """Finds the text that kills; a death for other reasons is passed over."""
     self.close()
     found = []
-    for piece, job in zip(pieces, jobs, strict=True):
-      if job.done() and job.exception() is None:
+    for piece, job in itertools.zip_longest(pieces, jobs):
+      is_done = job is not None and job.done() and not job.cancelled()
+      if is_done and job.exception() is None:
         found += job.result()
         continue
       for example, text in piece:

@@ -57,7 +57,7 @@ class Watch:
 
   def __exit__(self, kind, error, trace) -> None:
     self._queue.put(None)
-    if kind is None:  # or a device may be at work for long
+    if kind is None:  # or a device may be at work for long yet
       self._thread.join()
       self.pending_s = covered(self._intervals)
 
