@@ -280,22 +280,27 @@ def test_known_answers_are_counted(start):
 
 
 def test_devices_are_idle_while_a_slow_judge_holds_the_host(start, monkeypatch):
-  fast = start('fast')
-  _get(fast, [BASE, *range(N)])
-  facts = fast._work.facts()
-  assert 0 <= facts['device_idle_share'] <= 1
-  # A judge that takes ten times a chunk, on a run that compiles the same.
-  chunk_s = facts['seconds'] / (1 + N)
-  judge = evaluation.Judge.__call__
+  job = start(population__size=7)
+  _get(job, [BASE, 0])  # compiles
+
+  def spent(members):
+    before = job._work.facts()
+    _get(job, members)
+    after = job._work.facts()
+    shares = [facts['device_idle_share'] for facts in (before, after)]
+    assert all(0 <= share <= 1 for share in shares)
+    old, new = before['seconds'], after['seconds']
+    return shares[1] * new - shares[0] * old, new - old
+
+  fast, judge = spent([1, 2, 3])[1] / 3, evaluation.Judge.__call__
 
   def slow(self, *args, **more):
-    time.sleep(10 * chunk_s)
+    time.sleep(10 * fast)  # ten times a chunk, its share of saving included
     return judge(self, *args, **more)
 
   monkeypatch.setattr(evaluation.Judge, '__call__', slow)
-  job = start('slow')
-  _get(job, [BASE, *range(N)])
-  assert 0.3 < job._work.facts()['device_idle_share'] <= 1
+  idle, seconds = spent([4, 5, 6])
+  assert idle > 0.3 * seconds
 
 
 def test_the_line_of_work_tells_the_shares(start):

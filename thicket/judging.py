@@ -8,6 +8,7 @@ started them, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -70,9 +71,10 @@ class Judges:
         initializer=_begin,
         initargs=(self._pickled,),
       )
-      self._warm = [
-        self._pool.submit(os.getpid) for _ in range(self._processes)
-      ]
+      self._warm = []
+      with contextlib.suppress(BrokenProcessPool):  # the first will tell
+        for _ in range(self._processes):
+          self._warm.append(self._pool.submit(os.getpid))
 
   def close(self) -> None:
     """Ends the workers, whatever they are at; `start` makes new ones."""
