@@ -89,4 +89,5 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.run.model_axis = 1  # devices that share one model, if it is large
   config.run.members_per_range = 8  # saved together; a kill loses at most these
   config.run.keep_texts = 'test'  # which responses: none, test or all
+  config.run.judge_processes = 0  # that judge; for rewards slower than a model
   return config

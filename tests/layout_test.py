@@ -42,6 +42,7 @@ LEVELS = {
   'tasks.numbers': 0,
   'tasks.arithmetic': 0,
   'tasks.gsm8k': 0,
+  'judging': 0,
   'sampling': 1,
   'sharding': 1,
   'signals': 0,
@@ -64,6 +65,7 @@ LEVELS = {
   'pretrain': 0,
   'data': 3,
   'decode': 4,
+  'batching': 4,
   'population': 5,
   'selection': 5,
   'pruning': 5,
@@ -90,6 +92,7 @@ LEVELS = {
   'conclusions': 8,
   'summary': 8,
   'report': 8,
+  'watch': 0,
   'answering': 8,
   'run': 9,
   'array_run': 9,
@@ -177,6 +180,7 @@ def test_tests_and_experiments_are_imported_by_nobody():
   ('names', 'allowed'),
   [
     ('tasks', set()),
+    ('judging', {'absl'}),  # workers import it
     ('metrics', {'numpy', 'scipy'}),
     ('recipe', set()),
     ('race', {'numpy'}),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny
 
-from thicket import decode, engine, perturb, sampling, sharding
+from thicket import batching, decode, engine, perturb, sampling, sharding
 from thicket.models import decoder
 
 # Eight devices can share the hidden units and the vocabulary, four the heads.
@@ -23,7 +23,7 @@ CONFIG = dataclasses.replace(tiny.CONFIG, num_heads=8, num_kv_heads=4, d_ff=48)
 V, G, M = CONFIG.vocab_size, 6, 8
 IDS = np.arange(M, dtype=np.int32)
 PREFIX = (1, 2, 3)
-BATCH = decode.batches([[2] * 8, [8, 30, 4], [50, 6, 1]], range(3), 3, 63)[0]
+BATCH = batching.batches([[2] * 8, [8, 30, 4], [50, 6, 1]], range(3), 3, 63)[0]
 MESHES = pytest.mark.parametrize('model', [1, 2, 4, 8])
 FAMILIES = pytest.mark.parametrize('family', ['gaussian', 'low_rank:2'])
 

@@ -160,6 +160,10 @@ def test_the_summary_is_json_with_everything_in_it(finished):
     'seconds',
     'compile_seconds',
     'tokens_per_second',
+    'finished_share',
+    'filler_share',
+    'memo_hits',
+    'device_idle_share',
   }
   assert stored['selection']['rows'] == 64
   assert stored['test']['rows'] == 32
@@ -340,6 +344,10 @@ def test_with_everything_stored_nothing_is_generated(
     'seconds': 0.0,
     'compile_seconds': 0.0,
     'tokens_per_second': None,
+    'finished_share': None,
+    'filler_share': None,
+    'memo_hits': 0,
+    'device_idle_share': None,
   }
   assert summary['recipe'] == finished.summary['recipe']
   for part in ('rows', 'base', 'members'):
@@ -718,6 +726,11 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
       ConfigError,
       {'controls__prompt_search': 1},
       'controls.prompt_search = 1: N is at least K = 2; 0 for no search',
+    ),
+    (
+      ConfigError,
+      {'run__judge_processes': -1},
+      'run.judge_processes = -1 is below 0, which is for none',
     ),
     (
       ConfigError,

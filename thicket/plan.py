@@ -17,6 +17,7 @@ import ml_collections
 
 import thicket
 from thicket import (
+  batching,
   data,
   families,
   prng,
@@ -135,7 +136,7 @@ def make_plan(
     config.seed,
     config.population.size,
     tuple(config.population.sigmas),
-    config.population.antithetic,
+    config.population.get('antithetic', False),  # older runs have none
   )
   asked = tuple(config.ensemble.sizes)
   if not asked or not all(type(k) is int and k >= 1 for k in asked):
@@ -153,6 +154,11 @@ def make_plan(
     raise ConfigError(f'population.family: {error}') from error
   one_of('population.scale', config.population.scale, scales.SCALES)
   one_of('run.keep_texts', config.run.keep_texts, KEEP_TEXTS)
+  workers = config.run.get('judge_processes', 0)  # older runs have no such key
+  if workers < 0:
+    raise ConfigError(
+      f'run.judge_processes = {workers} is below 0, which is for none'
+    )
   for name in ('only', 'skip'):
     try:
       re.compile(config.population[name])
@@ -165,7 +171,7 @@ def make_plan(
   limit = task.max_new_tokens if limit is None else limit
   for name, value in (
     ('run.members_per_device', config.run.members_per_device),
-    ('run.model_axis', config.run.model_axis),
+    ('run.model_axis', config.run.get('model_axis', 1)),
     ('run.members_per_range', config.run.members_per_range),
     ('decode.max_new_tokens', limit),
     ('decode.rows', config.decode.rows),
@@ -335,6 +341,7 @@ def make_recipe(
       'rule': rule,
       'max_new_tokens': plan.max_new_tokens,
       'rows': config.decode.rows,
+      'batching': batching.VERSION,
     },
   }
 

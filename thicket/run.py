@@ -34,7 +34,7 @@ from thicket import (
   tasks,
   trees,
 )
-from thicket.answering import Desk, Work
+from thicket.answering import FIRST, Desk, Work
 from thicket.blocks import Block
 from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
@@ -128,7 +128,9 @@ class Run:
     self._work = Work(
       self._engine,
       self._members,
-      evaluation.Judge(self.plan.task, model.tokenizer),
+      evaluation.Judge(
+        self.plan.task, model.tokenizer, config.run.judge_processes
+      ),
       self.plan.population,
       metrics=self.workdir / 'metrics.jsonl',
       members_per_range=config.run.members_per_range,
@@ -141,7 +143,12 @@ class Run:
 
     Whatever interrupts it, judged answers are saved first.
     """
-    return report.tell(self, self.plan, self.workdir, self.console, self._facts)
+    try:
+      return report.tell(
+        self, self.plan, self.workdir, self.console, self._facts
+      )
+    finally:
+      self._work.close()
 
   def results(self) -> dict[str, pathlib.Path]:
     """Where things lie, by what they are."""
@@ -189,7 +196,10 @@ class Run:
       missing = ~seen[i, :, j]
       todo.setdefault(missing.tobytes(), []).append((members[i], draws[j]))
       self._ours.add(unit(i, j))
-    for missing, units in todo.items():
+    # The base first: others are batched by its answers.
+    for missing, units in sorted(
+      todo.items(), key=lambda item: FIRST not in item[1]
+    ):
       which = np.flatnonzero(np.frombuffer(missing, bool))
       self._work.answer(desk, split, which, units, label)
     return desk.ledger.view(split, members, row_ids, draws)
