@@ -63,6 +63,7 @@ LEVELS = {
   'data': 3,
   'decode': 4,
   'population': 5,
+  'fit': 5,
   'selection': 5,
   'pruning': 5,
   'voting': 5,

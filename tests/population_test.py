@@ -514,7 +514,10 @@ from thicket import perturb, population, sharding, trees
 mesh = sharding.make_mesh()
 params = {'w': np.zeros((512, 512), np.float32)}
 perturber = perturb.Perturber(
-  sharding.replicate(mesh, params), trees.default_spec(params), seed=1, mesh=mesh
+  sharding.replicate(mesh, params),
+  trees.default_spec(params),
+  seed=1,
+  mesh=mesh,
 )
 members = population.Members(
   perturber, population.Population(1, 64, (1.0,)), mesh, 8
