@@ -67,6 +67,7 @@ LEVELS = {
   'decode': 4,
   'batching': 4,
   'population': 5,
+  'fit': 5,
   'selection': 5,
   'pruning': 5,
   'voting': 5,

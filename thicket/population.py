@@ -5,17 +5,22 @@ Populations are nested: member i of N = 100 is member i of N = 5000, with the
 same sigma. A chunk of members is materialised on every device of the mesh, a
 step is dispatched on it, and while the devices work the host gets the results
 of the chunk before: reading text and judging it overlaps with generation.
+When a device runs out of memory the chunk is halved, and what has not been
+handed out yet is computed again.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from thicket import sharding
@@ -30,6 +35,10 @@ Step = Callable[[Tree, jax.Array, jax.Array], Tree]
 
 class PopulationError(ValueError):
   """A population that cannot be drawn; the message names the setting."""
+
+
+class OutOfMemory(RuntimeError):
+  """Memory does not hold the smallest chunk; the message says what to lower."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +129,9 @@ class Members:
       perturber: writes members' weights.
       population: gives members their sigmas.
       mesh: the mesh of `perturber`.
-      per_device: members on a device at a time. Bits of results may depend on
-        it (it is the shape of every product) but not on the mesh.
+      per_device: members on a device at a time; halved, for good, when memory
+        does not hold them. Bits of results may depend on it (it is the shape
+        of every product) but not on the mesh.
 
     Raises:
       PopulationError: `per_device` is below 1.
@@ -129,9 +139,13 @@ class Members:
     if per_device < 1:
       raise PopulationError(f'members per device = {per_device} is below 1')
     self._perturber, self._population, self._mesh = perturber, population, mesh
-    self._chunk = per_device * sharding.num_devices(mesh)
+    self._per_device = per_device
     self._buffers: Tree | None = None
     self._held: np.ndarray | None = None  # ids of the members in the buffers
+
+  @property
+  def _chunk(self) -> int:
+    return self._per_device * sharding.num_devices(self._mesh)
 
   def run(
     self,
@@ -143,7 +157,8 @@ class Members:
 
     Args:
       member_ids: [n].
-      step: what is dispatched on a chunk of them.
+      step: what is dispatched on a chunk of them; once more on members whose
+        results were lost when memory ran out, in smaller chunks.
       draws: [n], handed to the step; 0 by default.
 
     Yields:
@@ -151,24 +166,69 @@ class Members:
       chunk in order, the results of one when the next has been dispatched.
       The last chunk is filled with the base, whose results are dropped, so
       that every chunk has one shape.
+
+    Raises:
+      OutOfMemory: not even one member on each device fits.
     """
     ids = np.asarray(member_ids, np.int32)
     draws = np.zeros_like(ids) if draws is None else np.asarray(draws, np.int32)
-    ahead = None
-    for start in range(0, len(ids), self._chunk):
-      chunk = ids[start : start + self._chunk]
-      draw = draws[start : start + self._chunk]
-      fill = self._chunk - len(chunk)
-      results = self._dispatch(
-        np.append(chunk, np.full(fill, BASE, np.int32)),
-        np.append(draw, np.zeros(fill, np.int32)),
-        step,
-      )
-      if ahead is not None:
-        yield self._collect(*ahead)
-      ahead = chunk, draw, results
-    if ahead is not None:
-      yield self._collect(*ahead)
+    flight: collections.deque[tuple] = collections.deque()
+    sent = 0
+    while sent < len(ids) or flight:
+      try:
+        if sent < len(ids):
+          chunk = ids[sent : sent + self._chunk]
+          draw = draws[sent : sent + self._chunk]
+          fill = self._chunk - len(chunk)
+          results = self._dispatch(
+            np.append(chunk, np.full(fill, BASE, np.int32)),
+            np.append(draw, np.zeros(fill, np.int32)),
+            step,
+          )
+          flight.append((chunk, draw, results))
+          del results  # the queue alone holds them
+          sent += len(chunk)
+          if len(flight) == 1 and sent < len(ids):
+            continue  # one chunk ahead of the host
+        found = self._collect(*flight[0])
+      except jax.errors.JaxRuntimeError as error:
+        self._shrink(error)
+        # Whatever is in flight may hang on what failed.
+        sent -= sum(len(chunk) for chunk, *_ in flight)
+        flight.clear()
+        found = None
+      if found is None:
+        gc.collect()  # frames of the failed call, which hold its arrays
+      else:
+        flight.popleft()
+        yield found
+
+  def _shrink(self, error: jax.errors.JaxRuntimeError) -> None:
+    """Halves the chunk and frees its memory; raises what is another error."""
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise error
+    self._buffers = self._held = None
+    reason, number = str(error).splitlines()[0], self._per_device
+    if number == 1:
+      raise OutOfMemory(
+        f'out of memory with a single member on each device ({reason}); lower '
+        'the rows of a batch (decode.rows) or the new tokens '
+        '(decode.max_new_tokens)'
+      ) from error
+    if jax.process_count() > 1:
+      # With chunks of different sizes, processes would wait for each other.
+      raise OutOfMemory(
+        f'out of memory with {number} members on each device ({reason}); give '
+        'all processes fewer (--members_per_step)'
+      ) from error
+    self._per_device = number // 2
+    logging.warning(
+      'out of memory with %d members on each device (%s): going on with %d; '
+      'products of another size may round differently',
+      number,
+      reason,
+      self._per_device,
+    )
 
   def _dispatch(self, chunk: np.ndarray, draws: np.ndarray, step: Step) -> Tree:
     # Taken before it is donated: were the step interrupted, the next run

@@ -19,6 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from rich.console import Console
 
 from thicket import (
@@ -26,6 +27,7 @@ from thicket import (
   engine,
   evaluation,
   families,
+  fit,
   perturb,
   ranking,
   report,
@@ -40,7 +42,7 @@ from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
 from thicket.models.load import load
 from thicket.plan import Condition, ConfigError, make_plan, make_recipe
-from thicket.population import Members, PopulationError
+from thicket.population import Members, OutOfMemory, PopulationError
 from thicket.recipe import recipe_hash
 from thicket.stored import save_plan
 from thicket.summary import Summary
@@ -54,6 +56,8 @@ class Run:
     config: ml_collections.ConfigDict,
     workdir: str | None = None,
     console: Console | None = None,
+    *,
+    fit_members: bool = False,
   ):
     """Loads the model, prepares prompts and opens the ledger.
 
@@ -62,6 +66,8 @@ class Run:
       workdir: folder of the run; by default named by task, model and recipe,
         so that the same recipe resumes and no other one collides.
       console: where progress and tables go.
+      fit_members: take as many members at a time as fit, rather than
+        `config.run.members_per_device`.
 
     Raises:
       Any of the project's errors, before anything is computed.
@@ -100,6 +106,7 @@ class Run:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
     self.workdir = pathlib.Path(workdir)
+    self._prompts: dict[str, tuple] = {}  # by template, see `_prepared`
     self._desks: dict[Condition, Desk] = {}
     self._desk(self.plan.greedy)
     save_plan(self.workdir, config, self.plan)
@@ -122,7 +129,10 @@ class Run:
       dtype=jax.tree.leaves(model.params)[0].dtype,
     )
     self._members = Members(
-      perturber, self.plan.population, mesh, config.run.members_per_device
+      perturber,
+      self.plan.population,
+      mesh,
+      self._members_per_device(perturber, mesh, fit_members),
     )
     self._ours: set[tuple[Condition, str, int, int]] = set()
     self._work = Work(
@@ -211,20 +221,66 @@ class Run:
     desk = self._desk(condition)
     return desk.ledger.view(split, members, desk.questions[split].row_ids, (0,))
 
+  def _members_per_device(
+    self, perturber: perturb.Perturber, mesh: Mesh, is_free: bool
+  ) -> int:
+    """As configured or, if we are free to choose, as memory and work allow."""
+    model, plan, devices = self._model, self.plan, sharding.num_devices(mesh)
+    # Whatever the comparison may ask, under each of its prompts.
+    templates = {plan.task.prompt_template, *plan.controls.prompts}
+    prompts = [self._prepared(template) for template in templates]
+    platform = mesh.devices.flat[0].platform
+    found = fit.needs(
+      model.decoder.config,
+      model.params,
+      jax.eval_shape(lambda: perturber.buffers(devices)),
+      perturber.in_axes,
+      members=devices,
+      rows=self.config.decode.rows,
+      buckets=[
+        batch.tokens.shape[1]
+        for _, questions in prompts
+        for split in questions.values()
+        for batch in split.batches()
+      ],
+      prefix=max(len(prefix) for prefix, _ in prompts),
+      max_new_tokens=plan.max_new_tokens,
+      dtype=jax.tree.leaves(model.params)[0].dtype,
+      platform=platform,
+      devices=len(mesh.local_devices),
+    )
+    return fit.choose(
+      found,
+      fit.free_bytes(mesh.local_devices),
+      asked=None if is_free else self.config.run.members_per_device,
+      units=max(plan.population.size, plan.sizes[-1]),
+      devices=devices,
+      platform=platform,
+    )
+
+  def _prepared(
+    self, template: str
+  ) -> tuple[list[int], dict[str, evaluation.Questions]]:
+    """The prompts of all splits, their shared prefix first."""
+    plan, model = self.plan, self._model
+    if template not in self._prompts:
+      self._prompts[template] = evaluation.prepare(
+        dataclasses.replace(plan.task, prompt_template=template),
+        model.tokenizer,
+        {split: getattr(plan.splits, split) for split in data.SPLITS},
+        rows=self.config.decode.rows,
+        max_new_tokens=plan.max_new_tokens,
+        context_length=model.decoder.config.context_length,
+      )
+    return self._prompts[template]
+
   def _desk(self, condition: Condition) -> Desk:
     if condition in self._desks:
       return self._desks[condition]
     plan, model = self.plan, self._model
     task = dataclasses.replace(plan.task, prompt_template=condition.template)
     # First, as it checks that all prompts fit.
-    prefix, questions = evaluation.prepare(
-      task,
-      model.tokenizer,
-      {split: getattr(plan.splits, split) for split in data.SPLITS},
-      rows=self.config.decode.rows,
-      max_new_tokens=plan.max_new_tokens,
-      context_length=model.decoder.config.context_length,
-    )
+    prefix, questions = self._prepared(condition.template)
     recipe = make_recipe(self.config, plan, model, condition)
     self._desks[condition] = Desk(
       condition,
@@ -283,6 +339,8 @@ class Run:
 
 USER_ERRORS = (
   ConfigError,
+  fit.FitError,
+  OutOfMemory,
   PopulationError,
   LedgerError,
   tasks.TaskError,
