@@ -309,3 +309,17 @@ def test_noise_is_drawn_in_place_on_each_part_of_a_model(family, model):
     ).compile()
     for collective in ('all-', 'collective-permute', 'reduce-scatter'):
       assert collective not in text.as_text()
+
+
+@pytest.mark.parametrize('family', ['gaussian', 'low_rank:2'])
+def test_shapes_are_those_of_written_members(family):
+  mesh = sharding.make_mesh(model=2)
+  perturber = _perturber(tiny.CONFIG, family, family != 'gaussian', mesh)
+  weights = perturber.write(range(4), [0.1] * 4, perturber.buffers(4))
+  expected = perturber.shapes(4)
+  assert jax.tree.structure(weights) == jax.tree.structure(expected)
+  for array, shape in zip(
+    jax.tree.leaves(weights), jax.tree.leaves(expected), strict=True
+  ):
+    assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
+    assert array.sharding.is_equivalent_to(shape.sharding, array.ndim)

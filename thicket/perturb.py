@@ -191,19 +191,42 @@ class Perturber:
       },
     )
 
+  def shapes(self, num_members: int) -> Tree:
+    """Shapes, types and shardings of what `write` gives for so many members."""
+    shape = jax.ShapeDtypeStruct
+    arrays = [shape(x.shape, x.dtype, sharding=x.sharding) for x in self._base]
+    for i in self._dense:
+      placed = sharding.of_member_leaf(self._mesh, self._shapes[i])
+      arrays[i] = shape(
+        (num_members, *self._base[i].shape),
+        self._base[i].dtype,
+        sharding=NamedSharding(self._mesh, placed),
+      )
+    thin = lambda *sizes: shape(
+      (num_members, *sizes),
+      np.float32,
+      sharding=sharding.over_members(self._mesh),
+    )
+    noise = {}
+    for leaf, group in self._thin.items():
+      factors = families.Factors(
+        tuple(thin(rows, self._rank) for rows in leaf.rows),
+        thin(len(leaf.rows) * self._rank, leaf.num_columns),
+      )
+      noise |= dict.fromkeys(group, factors)
+    return self._tree(arrays, noise)
+
   def buffers(self, num_members: int) -> Tree:
     """Memory for `num_members` members' weights, to be donated to `write`.
 
     Factors are not among it: they are thin, and made anew.
     """
     arrays = list(self._base)
+    shapes = self._structure.flatten_up_to(
+      self._base_part(self.shapes(num_members))
+    )
     for i in self._dense:
-      placed = sharding.of_member_leaf(self._mesh, self._shapes[i])
-      arrays[i] = jnp.zeros(
-        (num_members, *self._base[i].shape),
-        self._base[i].dtype,
-        device=NamedSharding(self._mesh, placed),
-      )
+      arrays[i] = jnp.zeros_like(shapes[i], device=shapes[i].sharding)
     return self._tree(arrays, {})
 
   def write(
