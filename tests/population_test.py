@@ -2,6 +2,7 @@
 """Populations are nested; the loop over them keeps order, bits and memory."""
 
 import functools
+import gc
 import pathlib
 import subprocess
 import sys
@@ -377,8 +378,11 @@ def test_a_write_that_is_interrupted_leaves_the_members_usable(monkeypatch):
 
 def _exhausted():
   """The runtime's own error, from asking for more than there is."""
-  with pytest.raises(jax.errors.JaxRuntimeError) as caught:
-    jnp.zeros((2**25, 2**25), jnp.uint8)
+  with (
+    jax.ensure_compile_time_eval(),
+    pytest.raises(jax.errors.JaxRuntimeError) as caught,
+  ):
+    jnp.zeros((2**25, 2**25), jnp.uint8).block_until_ready()
   return caught.value
 
 
@@ -390,6 +394,11 @@ class _Late:
 
   def __array__(self, *_):
     raise self._error
+
+
+def _does_not_compile(weights):
+  del weights
+  raise _exhausted()
 
 
 class _Scarce:
@@ -408,7 +417,7 @@ class _Scarce:
     if len(ids) <= self._room or len(self.tried) <= self._after:
       return self._step(weights, ids, draws)
     if self._point == 'compile':
-      jax.jit(lambda: jnp.zeros((2**25, 2**25), jnp.uint8)).lower().compile()()
+      jax.jit(_does_not_compile)(weights)
     if self._point == 'dispatch':
       raise _exhausted()
     return _Late(_exhausted())
@@ -483,6 +492,7 @@ def test_nothing_of_the_larger_chunk_is_kept(point):
     return found
 
   scarce = _Scarce(point, 2)
+  gc.collect()
   others = len(arrays(4))
   _run(_members(per_device=4), range(6), step)
   assert held == [others] * 3

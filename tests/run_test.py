@@ -10,6 +10,7 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import made
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ import same
 import tiny_gguf
 from rich.console import Console
 
-from thicket import evaluation, ranking, report, run, sharding, tasks
+from thicket import (
+  engine,
+  evaluation,
+  fit,
+  ranking,
+  report,
+  run,
+  sharding,
+  tasks,
+)
 from thicket.arguments import ArgumentError, load_config
 from thicket.ledger import Ledger, RecipeMismatch
 from thicket.models.hub import HubError
@@ -627,6 +637,62 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
   ranges = len(list((_ledger(tmp_path).folder / 'selection').iterdir()))
   per_range = changes['run__members_per_range']
   assert ranges == 1 + -(-N // per_range)  # the base has its own
+
+
+# Memory.
+
+
+@pytest.mark.parametrize('after', [1, 3, 8])
+def test_memory_that_runs_out_leaves_no_trace(
+  after, model, finished, tmp_path, monkeypatch, caplog
+):
+  generate, sizes = engine.Engine.generate, []
+
+  def scarce(self, decoding, weights, member_ids, *args):
+    sizes.append(len(member_ids))
+    if len(sizes) > after and len(member_ids) > 1:
+      jnp.zeros((2**25, 2**25), jnp.uint8).block_until_ready()  # 2**50 bytes
+    return generate(self, decoding, weights, member_ids, *args)
+
+  monkeypatch.setattr(engine.Engine, 'generate', scarce)
+  _, summary = _run(_config(model, run__members_per_device=3), tmp_path)
+  assert sizes[after + 1] == 1
+  assert 'out of memory with 3 members on each device' in caplog.text
+  _assert_same_rows(tmp_path, finished.folder)
+  for part in ('recipe', 'selection', 'selected', 'test'):
+    assert summary[part] == finished.summary[part]
+  # Nothing was judged or told twice.
+  for count in ('answers', 'tokens'):
+    want = finished.summary['work']['this_run'][count]
+    assert summary['work']['this_run'][count] == want
+  told, lines = (
+    (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    for folder in (tmp_path, finished.folder)
+  )
+  assert sorted(told) == sorted(lines)
+
+
+def test_as_many_members_as_fit(model, finished, tmp_path, caplog):
+  caplog.set_level('INFO')
+  console = Console(file=io.StringIO(), width=80)
+  with _devices(1):
+    run.Run(_config(model), str(tmp_path), console, fit_members=True).finish()
+  (said,) = [x for x in caplog.messages if 'a step on each device' in x]
+  assert said.startswith(f'{N} members a step on each device: base 0 MB, ')
+  assert f'generation for {N} members x 32 prompts' in caplog.text
+  _assert_same_rows(tmp_path, finished.folder)
+
+
+@pytest.mark.parametrize('fit_members', [False, True])
+def test_what_memory_does_not_hold_is_refused_before_it_runs(
+  fit_members, model, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(fit, 'host_free_bytes', lambda: 10**5)
+  config = _config(model, run__members_per_device=2)
+  with pytest.raises(fit.FitError, match=r'decode\.rows') as caught:
+    run.Run(config, str(tmp_path / 'work'), fit_members=fit_members)
+  assert isinstance(caught.value, run.USER_ERRORS)
+  assert '\n' not in str(caught.value)
 
 
 # Configurations that make no sense.
