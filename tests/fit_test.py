@@ -70,7 +70,7 @@ class _Shapes:
       members,
       axes,
       **{
-        'members': self.members * self.devices,
+        'members': self.members,
         'rows': self.rows,
         'buckets': [self.bucket],
         'prefix': self.prefix,

@@ -104,7 +104,12 @@ class Engine:
     slots = decode.cache_slots(size, decoding.max_new_tokens)
     shape = (members, rows, slots)
     if self._caches is None or self._caches[0] != shape:
-      self._caches = None  # freed before the new ones are made
+      # Freed before the new ones are made: on CPU, once no batch that was
+      # dispatched needs them. Else those of all that wait are there at once.
+      old, self._caches = self._caches, None
+      if self._mesh.devices.flat[0].platform == 'cpu':
+        jax.block_until_ready(old)
+      del old
       self._caches = (
         shape,
         decode.empty_caches(

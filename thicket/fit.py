@@ -26,8 +26,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from thicket import decode
+from thicket import decode, sharding, trees
 from thicket.models.decoder_config import DecoderConfig
 
 Tree = Any
@@ -92,30 +93,28 @@ def needs(
   weights: Tree,
   in_axes: Tree,
   *,
-  members: int,
   rows: int,
   buckets: Sequence[int],
   prefix: int,
   max_new_tokens: int,
   dtype: Any,
   platform: str,
-  devices: int = 1,
+  members: int = 1,
 ) -> Needs:
   """Bytes that the engine's programs take on each device.
 
   Args:
-    config: of the decoder.
+    config: of the decoder, or of the part of it that a device has.
     base: base weights, arrays or their shapes.
-    weights: of `members` members, arrays or their shapes.
+    weights: of `members` members on each device, or their shapes.
     in_axes: 0 for each array with a members axis, None for shared ones.
-    members: M of `weights`.
     rows: B.
     buckets: S of all batches that will be asked.
     prefix: P, at most.
     max_new_tokens: G.
     dtype: of the caches.
     platform: of the devices: cpu, gpu, tpu.
-    devices: of this process.
+    members: those on each device in `weights`.
   """
   c, B, P, item = config, rows, prefix, np.dtype(dtype).itemsize
   S = max(buckets)
@@ -127,31 +126,27 @@ def needs(
     is_mapped = axis is not None
     mapped += _bytes(array) // members if is_mapped else 0
     if platform == 'cpu' and array.dtype.itemsize < 4:
-      copies[is_mapped] += 4 * math.prod(array.shape)
+      copies[is_mapped] += 4 * math.prod(_local(array))
   shared += copies[False]
   return Needs(
     base=sum(map(_bytes, jax.tree.leaves(base))),
     shared=shared,
     weights=mapped + copies[True] // members,
-    caches=kv_bytes * (_sets(buckets, platform, devices) * B * C + P),
+    caches=kv_bytes * (_sets(buckets, platform) * B * C + P),
     scratch=_scratch(c, B, S, P, C, 4 if platform == 'cpu' else item),
     # In the loop and as results, of this chunk and of the one before.
     tokens=4 * 4 * B * max_new_tokens,
   )
 
 
-def _sets(buckets: Sequence[int], platform: str, devices: int) -> int:
+def _sets(buckets: Sequence[int], platform: str) -> int:
   """Sets of caches that are in memory at a time.
 
-  Each bucket has caches of its own shape, freed before the next are made. An
-  accelerator frees in the order of its work. On CPU those of every batch that
-  waits, of two chunks, are there at a time; one device was seen to let none
-  wait, but the heap keeps the holes that slightly smaller arrays leave.
+  Each bucket has caches of its own shape, freed before the next are made
+  (`engine.Engine.generate`). An accelerator frees in the order of its work; on
+  CPU the heap keeps the holes that slightly smaller arrays leave.
   """
-  shapes = len(set(buckets))
-  if shapes == 1 or platform != 'cpu':
-    return 1
-  return 3 if devices == 1 else 2 * shapes
+  return 2 if platform == 'cpu' and len(set(buckets)) > 1 else 1
 
 
 def _scratch(c: DecoderConfig, B: int, S: int, P: int, C: int, a: int) -> int:
@@ -325,8 +320,31 @@ def _group_free(
     yield int(bound) - use + int(stat.get(cached, 0))
 
 
+def part(config: DecoderConfig, mesh: Mesh) -> DecoderConfig:
+  """The part of a decoder that each device of a mesh has."""
+
+  def count(name: str, units: int) -> int:
+    axis = sharding.split(mesh, trees.Axis(name, units))
+    return mesh.shape[axis] if axis else 1
+
+  heads = count('heads', config.num_kv_heads)
+  return dataclasses.replace(
+    config,
+    num_heads=config.num_heads // heads,
+    num_kv_heads=config.num_kv_heads // heads,
+    d_ff=config.d_ff // count('hidden', config.d_ff),
+    vocab_size=config.vocab_size // count('vocab', config.vocab_size),
+  )
+
+
+def _local(array: Any) -> tuple[int, ...]:
+  """The shape that each device has of an array."""
+  placed = getattr(array, 'sharding', None)
+  return array.shape if placed is None else placed.shard_shape(array.shape)
+
+
 def _bytes(array: Any) -> int:
-  return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+  return math.prod(_local(array)) * np.dtype(array.dtype).itemsize
 
 
 def _count(members: int) -> str:

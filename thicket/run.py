@@ -231,11 +231,10 @@ class Run:
     prompts = [self._prepared(template) for template in templates]
     platform = mesh.devices.flat[0].platform
     found = fit.needs(
-      model.decoder.config,
+      fit.part(model.decoder.config, mesh),
       model.params,
-      jax.eval_shape(lambda: perturber.buffers(devices)),
+      perturber.shapes(devices),
       perturber.in_axes,
-      members=devices,
       rows=self.config.decode.rows,
       buckets=[
         batch.tokens.shape[1]
@@ -247,7 +246,6 @@ class Run:
       max_new_tokens=plan.max_new_tokens,
       dtype=jax.tree.leaves(model.params)[0].dtype,
       platform=platform,
-      devices=len(mesh.local_devices),
     )
     return fit.choose(
       found,
