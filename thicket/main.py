@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging as stdlib_logging
 import os
+import shlex
 import sys
 
 import jax
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from thicket import arguments, array_run, run
+from thicket.job_array import Shard
 from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
 from thicket.models.tokenizer import TokenizerError
@@ -26,6 +28,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/TASK-MODEL-RECIPE if not given.'
+)
+_SHARD = flags.DEFINE_string(
+  'shard',
+  None,
+  'i/n: only score slice i of n of the population, 0 <= i < n, for '
+  '`python -m thicket.ledger merge` to join.',
 )
 _CACHE = flags.DEFINE_string(
   'compilation_cache', None, 'Folder in which JAX keeps compiled programs.'
@@ -53,8 +61,15 @@ def main(argv: list[str]) -> int:
     _log_above_bars(console)
   config = _CONFIG.value
   is_text = 'decode' in config
-  kind = run.Run if is_text else array_run.ArrayRun
-  job = kind(config, _WORKDIR.value, console)
+  if is_text:
+    shard = Shard.parse(_SHARD.value) if _SHARD.value else None
+    job = run.Run(config, _WORKDIR.value, console, shard)
+  elif _SHARD.value:
+    raise arguments.ArgumentError(
+      f'--shard={_SHARD.value}: only runs on text are sliced; leave it out'
+    )
+  else:
+    job = array_run.ArrayRun(config, _WORKDIR.value, console)
   resume = arguments.command(sys.argv)
   try:
     job.finish()
@@ -71,7 +86,11 @@ def main(argv: list[str]) -> int:
   for what, path in job.results().items():
     print(f'{what:9} {path}')
   print(f'resume    {resume}')
-  print(f'enlarge   {arguments.command(sys.argv, size)}')
+  if _SHARD.value:
+    merge = ['python', '-m', 'thicket.ledger', 'merge']
+    print(f'merge     {shlex.join([*merge, f"--workdir={job.workdir}"])}')
+  else:
+    print(f'enlarge   {arguments.command(sys.argv, size)}')
   return 0
 
 

@@ -35,18 +35,21 @@ from thicket.blocks import (
   Part,
   as_keys,
   from_block,
-  merge,
   pack,
   part_name,
   to_block,
   trim,
   unpack,
 )
+
+# Not as `merge`, which is a module of this package.
+from thicket.blocks import merge as merge_parts
 from thicket.recipe import Recipe, check_recipe, differences
+from thicket.storage import is_local, write_atomically
 
 _RANGE = re.compile(r'(base|\d+)-(base|\d+)-[0-9a-f]{12}')
 _SPLIT = re.compile(r'\w[\w-]*', re.ASCII)
-_RECIPE_FILE = 'recipe.json'
+RECIPE_FILE = 'recipe.json'
 _PROBE_FILE = 'probe.tmp'
 _SLACK_BYTES = 1 << 16  # Orbax's own files in a range: 10 kB measured
 _SHOWN_FIELDS = 3
@@ -83,36 +86,21 @@ class Ledger:
     all its processes) at a time. Raises RecipeMismatch if the folder belongs
     to another recipe, LedgerError if it cannot be read or written.
     """
-    recipe = check_recipe(recipe)
     folder = _absolute(folder)
-    if jax.process_index() == 0:
-      try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _RECIPE_FILE).exists():
-          if any(_ranges(path) for path in _subfolders(folder)):
-            raise LedgerError(
-              f'{folder}: ranges without their {_RECIPE_FILE}; restore that '
-              'file or choose another --workdir'
-            )
-          write_atomically(
-            folder / _RECIPE_FILE, json.dumps(recipe, indent=2, sort_keys=True)
-          )
-      except OSError as error:
-        raise _disk_error(folder, error) from error
-    multihost_utils.sync_global_devices('thicket ledger opened')
-    stored = _read_recipe(folder)
-    lines = differences(stored, recipe)
-    if lines:
-      more = len(lines) - _SHOWN_FIELDS
-      raise RecipeMismatch(
-        f'{folder}: rows of another recipe: {"; ".join(lines[:_SHOWN_FIELDS])}'
-        + (f'; and {more} more' if more > 0 else '')
-        + '; choose another --workdir or restore the field'
-      )
+    stored = _claim(folder, recipe)
     # Only now: what lies in the folder of another recipe is not ours to touch.
     if jax.process_index() == 0:
       _remove_rubbish(folder)
     return cls(stored, folder, writable=True)
+
+  @classmethod
+  def claim(cls, folder: epath.PathLike, recipe: Recipe) -> Ledger:
+    """As `read`, of a folder that from now on is this recipe's.
+
+    Any number of processes may do so at once. Raises as `open` does.
+    """
+    folder = _absolute(folder)
+    return cls(_claim(folder, recipe), folder, writable=False)
 
   @classmethod
   def read(cls, folder: epath.PathLike) -> Ledger:
@@ -158,8 +146,8 @@ class Ledger:
     parts = self._loaded(split)
     part = from_block(block)
     say = self._say(split)
-    held = merge(parts, part.keys, say)
-    merge([held, part], part.keys, say)
+    held = merge_parts(parts, part.keys, say)
+    merge_parts([held, part], part.keys, say)
     adds_text = (part.columns['text'] >= 0) & (held.columns['text'] < 0)
     part = trim(part, part.seen & (~held.seen | adds_text))
     if not part.seen.size:
@@ -170,7 +158,7 @@ class Ledger:
         # An exception can fall between a commit and our note of it; then the
         # range is there although this object did not know.
         if path.exists():
-          merge([_load(path), part], part.keys, say)
+          merge_parts([_load(path), part], part.keys, say)
         else:
           _save(path, part)
       parts.append(part)
@@ -187,7 +175,7 @@ class Ledger:
     Raises LedgerError for ids that occur twice and for damaged ranges.
     """
     keys = as_keys(members, rows, draws)
-    return merge(self._loaded(split), keys, self._say(split)).seen
+    return merge_parts(self._loaded(split), keys, self._say(split)).seen
 
   def view(
     self,
@@ -209,7 +197,7 @@ class Ledger:
       if ids is None:
         held = [part.keys[axis] for part in parts]
         asked[axis] = np.unique(np.concatenate([*held, np.zeros(0, np.int64)]))
-    return to_block(merge(parts, as_keys(*asked), self._say(split)))
+    return to_block(merge_parts(parts, as_keys(*asked), self._say(split)))
 
   def _say(self, split: str) -> str:
     return f'{self.folder or "ledger in memory"}: split {split}'
@@ -233,10 +221,6 @@ class Ledger:
 
 def _absolute(folder: epath.PathLike) -> epath.Path:
   return epath.Path(folder).expanduser().resolve()
-
-
-def _is_local(path: epath.Path) -> bool:
-  return '://' not in os.fspath(path)
 
 
 def _subfolders(folder: epath.Path) -> list[epath.Path]:
@@ -294,24 +278,43 @@ def uninterrupted() -> Iterator[None]:
     usual(*held[0])
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-  """Replaces a text file whole: a reader never sees half of it."""
-  partial = path.parent / (path.name + '.tmp')
-  with partial.open('w') as file:
-    file.write(text + '\n')
-    file.flush()
-    if _is_local(path):
-      os.fsync(file.fileno())
-  partial.replace(path)
+def _claim(folder: epath.Path, recipe: Recipe) -> Recipe:
+  """The recipe of a folder, written there if it has none; refuses another."""
+  recipe = check_recipe(recipe)
+  if jax.process_index() == 0:
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      if not (folder / RECIPE_FILE).exists():
+        if any(_ranges(path) for path in _subfolders(folder)):
+          raise LedgerError(
+            f'{folder}: ranges without their {RECIPE_FILE}; restore that '
+            'file or choose another --workdir'
+          )
+        write_atomically(
+          folder / RECIPE_FILE, json.dumps(recipe, indent=2, sort_keys=True)
+        )
+    except OSError as error:
+      raise _disk_error(folder, error) from error
+  multihost_utils.sync_global_devices('thicket ledger opened')
+  stored = _read_recipe(folder)
+  lines = differences(stored, recipe)
+  if lines:
+    more = len(lines) - _SHOWN_FIELDS
+    raise RecipeMismatch(
+      f'{folder}: rows of another recipe: {"; ".join(lines[:_SHOWN_FIELDS])}'
+      + (f'; and {more} more' if more > 0 else '')
+      + '; choose another --workdir or restore the field'
+    )
+  return stored
 
 
 def _read_recipe(folder: epath.Path) -> Recipe:
-  path = folder / _RECIPE_FILE
+  path = folder / RECIPE_FILE
   try:
     return check_recipe(json.loads(path.read_text()))
   except FileNotFoundError:
     raise LedgerError(
-      f'{folder}: no ledger here ({_RECIPE_FILE} is missing); check the path'
+      f'{folder}: no ledger here ({RECIPE_FILE} is missing); check the path'
     ) from None
   except OSError as error:
     raise _read_error(path, error) from error
@@ -333,7 +336,7 @@ def _save(path: epath.Path, part: Part) -> None:
   try:
     if jax.process_index() == 0:
       path.parent.mkdir(parents=True, exist_ok=True)
-      if _is_local(path):
+      if is_local(path):
         _probe(path.parent, sum(array.nbytes for array in tree.values()))
     _checkpointer().save(path, args=ocp.args.PyTreeSave(tree))
   except Exception as error:  # tensorstore raises ValueError for a full disk
