@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from rich.console import Console
 
 from thicket import (
@@ -44,6 +44,7 @@ from thicket.models.load import load
 from thicket.plan import Condition, ConfigError, make_plan, make_recipe
 from thicket.population import Members, PopulationError
 from thicket.recipe import recipe_hash
+from thicket.storage import as_path
 from thicket.stored import save_plan
 from thicket.summary import Summary
 
@@ -76,6 +77,8 @@ class Run:
         f'{jax.process_count()} processes: a run is one process, over all the '
         'devices it sees'
       )
+    if workdir is not None:
+      as_path(workdir)  # what is wrong with it is said before anything loads
     self.console = console or Console()
     self.config = config
     self.plan = make_plan(config)
@@ -103,7 +106,7 @@ class Run:
     if workdir is None:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
-    self.workdir = pathlib.Path(workdir)
+    self.workdir = as_path(workdir)
     self._own = self.workdir
     if shard is not None:
       self._own = self.workdir / job_array.FOLDER / shard.folder
@@ -167,7 +170,7 @@ class Run:
     self.console.print(tables.work_line(work))
     return {'work': work}
 
-  def results(self) -> dict[str, pathlib.Path]:
+  def results(self) -> dict[str, epath.Path]:
     """Where things lie, by what they are."""
     if self._shard is not None:
       return {'slice': self._own}

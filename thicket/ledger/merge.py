@@ -21,6 +21,7 @@ from thicket.job_array import Shard
 from thicket.ledger import RECIPE_FILE, Ledger, LedgerError, RecipeMismatch
 from thicket.plan import ConfigError, Plan
 from thicket.recipe import differences
+from thicket.storage import as_path, subfolders
 from thicket.stored import load_plan
 
 _SHOWN_FIELDS = 3  # of two recipes, so that the message stays one line
@@ -80,7 +81,7 @@ def merge(workdir: os.PathLike[str] | str) -> Merged:
     LedgerError: there is no slice, or no plan, or two slices, or a slice and
       the ledger, hold different values for one row.
   """
-  workdir = epath.Path(workdir)
+  workdir = as_path(workdir)
   plan = load_plan(workdir)
   slices = _slices(workdir)
   if not slices:
@@ -108,10 +109,10 @@ def merge(workdir: os.PathLike[str] | str) -> Merged:
 
 def contents(workdir: os.PathLike[str] | str) -> Iterator[str]:
   """One line for each split of each ledger in a work folder, slices too."""
-  workdir = epath.Path(workdir)
-  folders = _folders(workdir / 'ledger')
-  for part in _folders(workdir / job_array.FOLDER):
-    folders += _folders(part)
+  workdir = as_path(workdir)
+  folders = subfolders(workdir / 'ledger')
+  for part in subfolders(workdir / job_array.FOLDER):
+    folders += subfolders(part)
   if not folders:
     raise LedgerError(f'{workdir}: no ledger here; check the path')
   for folder in folders:
@@ -125,25 +126,19 @@ def contents(workdir: os.PathLike[str] | str) -> Iterator[str]:
       )
 
 
-def _folders(path: epath.Path) -> list[epath.Path]:
-  if not path.exists():
-    return []
-  return sorted(found for found in path.iterdir() if found.is_dir())
-
-
 def _slices(workdir: epath.Path) -> list[tuple[str, Ledger]]:
   """The ledgers of all slices with the names of their folders, in order."""
   found = []
-  for part in _folders(workdir / job_array.FOLDER):
+  for part in subfolders(workdir / job_array.FOLDER):
     try:
       Shard.parse(part.name)
     except ConfigError:
       raise LedgerError(
         f'{part}: not the name of a slice, such as 03-of-16; move it elsewhere'
       ) from None
-    for folder in _folders(part):
+    for folder in subfolders(part):
       # A job killed at its very start has left an empty folder.
-      if (folder / RECIPE_FILE).exists() or _folders(folder):
+      if (folder / RECIPE_FILE).exists() or subfolders(folder):
         found.append((part.name, Ledger.read(folder)))
   return found
 
