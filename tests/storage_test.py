@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+import tiny_gguf
 from etils import epath
 
 from thicket import report, storage, stored
@@ -121,6 +123,37 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 # Buckets.
 
 
+def _call_of(call):
+  """Code that calls a function of this file."""
+  here = pathlib.Path(__file__)
+  return (
+    f'import sys; sys.path[:0] = [{str(ROOT)!r}, {str(here.parent)!r}]; '
+    f'import {here.stem} as t; t.{call}'
+  )
+
+
+def serve_gs(port):
+  """Run in a child: the emulator, with a header that the real service sends.
+
+  TensorStore reads it where it reads a file that it is about to replace.
+  """
+  from gcp_storage_emulator.handlers import objects
+  from gcp_storage_emulator.server import create_server
+
+  plain = objects.download
+
+  def download(request, response, storage, *args, **kwargs):
+    plain(request, response, storage)
+    if response.status < 300:
+      found = storage.get_file_obj(
+        request.params['bucket_name'], request.params['object_id']
+      )
+      response['x-goog-generation'] = found['generation']
+
+  objects.download = download
+  create_server('127.0.0.1', port, True, BUCKET).run()
+
+
 @contextlib.contextmanager
 def _server(kind):
   """The environment of a child that has a bucket to itself."""
@@ -137,10 +170,7 @@ def _server(kind):
       'AWS_DEFAULT_REGION': 'us-east-1',
     }
   else:
-    command = [
-      '-m', 'gcp_storage_emulator', 'start', '--host=127.0.0.1',
-      f'--port={port}', '--in-memory', f'--default-bucket={BUCKET}',
-    ]  # fmt: skip
+    command = ['-c', _call_of(f'serve_gs({port})')]
     ours = {
       'STORAGE_EMULATOR_HOST': url,  # gcsfs
       'TENSORSTORE_GCS_HTTP_URL': url,  # TensorStore, for Orbax
@@ -186,13 +216,8 @@ def bucket(request):
 
 def _start(call, environment):
   """Starts a fresh interpreter that calls a function of this file."""
-  here = pathlib.Path(__file__)
-  code = (
-    f'import sys; sys.path[:0] = [{str(ROOT)!r}, {str(here.parent)!r}]; '
-    f'import {here.stem} as t; t.{call}'
-  )
   return subprocess.Popen(
-    [sys.executable, '-c', code],
+    [sys.executable, '-c', _call_of(call)],
     cwd='/',  # where nobody puts `gs:/...`
     env=environment,
     stdout=subprocess.PIPE,
@@ -239,3 +264,211 @@ def round_trip(url):
 def test_a_ledger_in_a_bucket_keeps_its_rows(bucket):
   url, environment = bucket
   _call(f'round_trip({f"{url}/round-trip"!r})', environment)
+
+
+BLOCKS = 24  # of two members and a half of the rows each
+
+
+def append_all(url):
+  """Run in a child that is killed: as in the test of folders."""
+  import ledger_test as t
+
+  t.append_all(url, BLOCKS)
+
+
+def after_kill(url, finished):
+  """Run in a child: prints how many ranges are half there; none is lost."""
+  import ledger_test as t
+
+  folder, blocks = epath.Path(url) / 'train', list(t.plan(BLOCKS))
+  partial = lambda: sum(
+    not (x / 'commit_success.txt').exists() for x in folder.iterdir()
+  )
+  print(partial())
+  for ledger in (t.Ledger.read(url), t.Ledger.open(url, t.RECIPE)):
+    for i in finished:
+      assert ledger.seen('train', blocks[i].members, blocks[i].rows).all(), i
+  assert partial() == 0
+
+
+def finish(url):
+  """Run in a child: after that, nothing is missing or too much."""
+  import ledger_test as t
+
+  t.append_all(url, BLOCKS)
+  expected = t.canonical(*t.plan(BLOCKS))
+  t.assert_same(t.Ledger.read(url).view('train'), expected)
+
+
+@pytest.mark.slow
+def test_killed_writers_lose_nothing_they_finished(bucket):
+  url, environment = f'{bucket[0]}/killed', bucket[1]
+  finished, num_partial = set(), 0
+  for delay in (0.0, 0.1, 0.2):
+    process = _start(f'append_all({url!r})', environment)
+    assert process.stdout.readline() == 'ready\n', process.stderr.read()
+    line = process.stdout.readline()
+    time.sleep(delay)  # into the next save, which takes 0.3 s
+    process.send_signal(signal.SIGKILL)
+    lines = [line, *process.communicate()[0].splitlines()]
+    assert process.returncode == -signal.SIGKILL
+    finished |= {int(line) for line in lines}
+    call = f'after_kill({url!r}, {sorted(finished)})'
+    num_partial += int(_call(call, environment))
+  assert num_partial >= 1
+  assert len(finished) < BLOCKS
+  _call(f'finish({url!r})', environment)
+
+
+# Whole runs.
+
+
+def _main(environment, *flags, config='configs/llm.py:quick'):
+  """A command that runs from the root of the repository."""
+  return subprocess.Popen(
+    [sys.executable, '-m', 'thicket.main', f'--config={config}', *flags],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _finish(process):
+  out, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  return out
+
+
+def _module(environment, *command):
+  return subprocess.run(
+    [sys.executable, '-m', *command],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def is_same_run(url, folder):
+  """Run in a child: the rows, metrics and findings of two runs are equal."""
+  import json
+
+  from same import assert_same
+
+  from thicket.ledger import Ledger
+
+  url, folder = epath.Path(url), epath.Path(folder)
+  names = sorted(x.name for x in (folder / 'ledger').iterdir())
+  assert sorted(x.name for x in (url / 'ledger').iterdir()) == names
+  for name in names:
+    ours, theirs = (Ledger.read(x / 'ledger' / name) for x in (url, folder))
+    assert ours.splits == theirs.splits
+    for split in theirs.splits:
+      assert_same(ours.view(split), theirs.view(split))
+  lines = [
+    sorted((x / 'metrics.jsonl').read_text().splitlines())
+    for x in (url, folder)
+  ]
+  assert lines[0] == lines[1]
+  ours, theirs = (
+    json.loads((x / 'summary.json').read_text()) for x in (url, folder)
+  )
+  assert ours['work']['stored'] == theirs['work']['stored']
+  for part in theirs.keys() - {'work'}:
+    assert ours[part] == theirs[part], part
+  assert (url / 'report.html').read_text().startswith('<!')
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
+  return str(tiny_gguf.write_answering(path))
+
+
+def _small(model):
+  return (
+    f'--config.model.name={model}',
+    '--config.task.prompt_template=Q {question}=',
+    '--config.population.sigmas=(0.05,0.2)',
+    '--config.run.members_per_range=1',
+  )
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(bucket, model, tmp_path):
+  url, environment = f'{bucket[0]}/run', bucket[1]
+  folder = tmp_path / 'run'
+  _finish(_main(os.environ, *_small(model), f'--workdir={folder}'))
+  process = _main(environment, *_small(model), f'--workdir={url}')
+  for line in process.stderr:
+    # Three of four members are through and the last line of them is saved.
+    if '2 of 4 members' in line or '3 of 4 members' in line:
+      break
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  done = _module(environment, 'thicket.report', f'--workdir={url}')
+  assert (done.returncode, done.stderr.count('\n')) == (2, 1), done.stderr
+  assert 'answers are missing' in done.stderr
+  out = _finish(_main(environment, *_small(model), f'--workdir={url}'))
+  assert 'stored' in out
+  assert f'report    {url}/report.html' in out
+  _call(f'is_same_run({url!r}, {str(folder)!r})', environment)
+  done = _module(environment, 'thicket.report', f'--workdir={url}')
+  assert done.returncode == 0, done.stderr
+  _call(f'is_same_run({url!r}, {str(folder)!r})', environment)
+  other = '--config.population.sigmas=(0.3,)'
+  process = _main(environment, *_small(model), f'--workdir={url}', other)
+  assert 'noise.sigmas: stored' in process.communicate()[1]
+  assert process.returncode == 2
+  assert not list(ROOT.glob('*:'))  # a folder named gs: or s3:
+
+
+@pytest.mark.slow
+def test_slices_in_a_bucket_are_one_run(bucket, model, tmp_path):
+  url, environment = f'{bucket[0]}/slices', bucket[1]
+  flags = (*_small(model), f'--workdir={url}')
+  jobs = [_main(environment, *flags, f'--shard={i}/2') for i in range(2)]
+  for job in jobs:
+    assert f'--workdir={url}' in _finish(job)
+  done = _module(environment, 'thicket.ledger', 'merge', f'--workdir={url}')
+  assert done.returncode == 0, done.stderr
+  assert 'complete' in done.stdout
+  out = _finish(_main(environment, *flags))
+  assert '4 members on selection: 4 of 4 stored' in out
+
+
+@pytest.mark.slow
+def test_a_run_on_arrays_in_a_bucket(bucket, tmp_path):
+  url, environment = f'{bucket[0]}/signals', bucket[1]
+  flags = (
+    f'--workdir={url}',
+    '--config.model.width=16',
+    '--config.pretraining.on=("none",)',
+    '--config.pretraining.steps=20',
+    '--config.population.size=16',
+    '--config.ensemble.sizes=(1,3)',
+  )
+  config = 'configs/signals.py:quick'
+  _finish(_main(environment, *flags, config=config))
+  _call(f'is_array_run({url!r})', environment)
+  _finish(_main(environment, *flags, config=config))
+
+
+def is_array_run(url):
+  """Run in a child: tables, figures and rewards are there."""
+  import json
+
+  from thicket.ledger import Ledger
+
+  folder = epath.Path(url)
+  summary = json.loads((folder / 'summary.json').read_text())
+  (problem,) = summary['problems']
+  ledger = Ledger.read(folder / problem['name'] / 'ledger')
+  assert ledger.view('selection').members.tolist() == [-1, *range(16)]
+  figures = list((folder / 'figures').iterdir())
+  assert figures
+  assert all(x.read_bytes().startswith(b'\x89PNG') for x in figures)
