@@ -71,10 +71,11 @@ def make_folder(path: epath.Path) -> None:
 
 
 def subfolders(path: epath.Path) -> list[epath.Path]:
-  """Folders in a folder, sorted; none if it is not there."""
-  if not path.exists():
-    return []
-  return sorted(found for found in path.iterdir() if found.is_dir())
+  """Folders in a folder, sorted; none if it is not there. Raises OSError."""
+  with os_errors(path):
+    if not path.exists():
+      return []
+    return sorted(found for found in path.iterdir() if found.is_dir())
 
 
 @contextlib.contextmanager

@@ -164,7 +164,7 @@ class Ledger:
         path = self.folder / split / part_name(part)
         # An exception can fall between a commit and our note of it; then the
         # range is there although this object did not know.
-        if path.exists() and staging.is_finished(path):
+        if _is_finished(path):
           merge_parts([_load(path), part], part.keys, say)
         else:
           _save(path, part)
@@ -228,22 +228,29 @@ class Ledger:
 
 def _ranges(folder: epath.Path) -> list[epath.Path]:
   """Finished ranges of a split, sorted by name; none if it has no folder."""
-  if not folder.exists():
-    return []
-  found = [p for p in folder.iterdir() if _RANGE.fullmatch(p.name)]
-  return sorted(p for p in found if staging.is_finished(p))
+  found = [p for p in subfolders(folder) if _RANGE.fullmatch(p.name)]
+  return [path for path in found if _is_finished(path)]
+
+
+def _is_finished(path: epath.Path) -> bool:
+  try:
+    with os_errors(path):
+      return staging.is_finished(path)
+  except OSError as error:
+    raise _read_error(path, error) from error
 
 
 def _remove_rubbish(folder: epath.Path) -> None:
   """Removes what killed saves have left in a ledger's splits."""
   try:
-    for split in subfolders(folder):
-      finished = set(_ranges(split))
-      for path in split.iterdir():
-        if path.name == _PROBE_FILE:
-          path.unlink()
-        elif _RANGE.match(path.name) and path not in finished:
-          path.rmtree()
+    with os_errors(folder):
+      for split in subfolders(folder):
+        finished = set(_ranges(split))
+        for path in split.iterdir():
+          if path.name == _PROBE_FILE:
+            path.unlink()
+          elif _RANGE.match(path.name) and path not in finished:
+            path.rmtree()
   except OSError as error:
     raise _disk_error(folder, error) from error
 
