@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> list[str]:
   except flags.UnrecognizedFlagError as error:
     raise ArgumentError(
       f'unknown flag --{error.flagname}; flags are --config, --config.KEY, '
-      '--workdir and --compilation_cache'
+      '--workdir, --shard and --compilation_cache'
     ) from error
   except (
     flags.Error,
