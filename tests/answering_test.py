@@ -39,7 +39,9 @@ def start(model, tmp_path, monkeypatch):
   # Answers of a few tokens are not worth padding a prompt.
   monkeypatch.setattr(batching, 'PROMPT_TOKEN', 0.0)
   make = sharding.make_mesh
-  monkeypatch.setattr(sharding, 'make_mesh', lambda: make(jax.devices()[:1]))
+  monkeypatch.setattr(
+    sharding, 'make_mesh', lambda model=1: make(jax.devices()[:1])
+  )
   jobs = []
 
   def start(folder='work', **changes):

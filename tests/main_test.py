@@ -141,7 +141,7 @@ def test_members_per_step_is_auto_or_a_number(file, members, message):
 
   config = arguments.load_config(f'{ROOT}/configs/{file}.py:quick')
   with pytest.raises(arguments.ArgumentError) as raised:
-    main._job(config, members, None)
+    main._job(config, members, None, None)
   assert message in str(raised.value)
 
 
@@ -156,9 +156,9 @@ def test_members_per_step_takes_the_place_of_the_config(kind, monkeypatch):
   monkeypatch.setattr(
     f'thicket.{kind}', lambda config, *_, **more: seen.append((config, more))
   )
-  main._job(config, '7', None)
-  main._job(config, None, None)
-  more = {'fit_members': False} if kind == 'run.Run' else {}
+  main._job(config, '7', None, None)
+  main._job(config, None, None, None)
+  more = {'shard': None, 'fit_members': False} if kind == 'run.Run' else {}
   assert seen == [(config, more)] * 2
   assert config.run.members_per_device == 7
 

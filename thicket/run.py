@@ -60,8 +60,8 @@ class Run:
     config: ml_collections.ConfigDict,
     workdir: str | None = None,
     console: Console | None = None,
-    *,
     shard: Shard | None = None,
+    *,
     fit_members: bool = False,
   ):
     """Loads the model, prepares prompts and opens the ledger.
