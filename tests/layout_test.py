@@ -33,6 +33,8 @@ LEVELS = {
   'tables': 0,
   'progress': 0,
   'arguments': 0,
+  'clusters': 0,
+  'processes': 0,
   'analysis': 0,
   'analysis.quality': 0,
   'analysis.discordance': 0,

@@ -3,24 +3,26 @@
 
 Generation is dispatched chunk by chunk, and while the devices run one chunk
 the host judges the one before and saves it. Ranges are saved as they fill;
-whatever interrupts the work, what has been judged is saved first.
+whatever interrupts the work, what has been judged is saved first. With several
+processes each judges what its own devices hold, and all save the rows of all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from rich.console import Console
 
-from thicket import decode, engine, evaluation
-from thicket.blocks import Block
+from thicket import decode, engine, evaluation, processes
+from thicket.blocks import Block, from_block, pack, to_block, unpack
 from thicket.ledger import Ledger, LedgerError, uninterrupted
 from thicket.plan import Condition
 from thicket.population import Members, Population
@@ -81,6 +83,12 @@ class Work:
   ) -> None:
     """Has (member, draw) units answer the questions with these indices."""
     questions = desk.questions[split]
+    # Each works out by itself what is missing: one that sees another folder
+    # would wait for the others for ever, or mix its rows with theirs.
+    asked = repr((desk.condition.folder, split, which.tolist(), [*units]))
+    processes.agree(
+      'what is missing', hashlib.sha256(asked.encode()).hexdigest()
+    )
     batches = questions.batches(which)
     step = engine.answer_all(self._engine, desk.decoding, desk.prefix, batches)
     keep_texts = self._keep_texts in (split, 'all')
@@ -92,6 +100,7 @@ class Work:
     )
     start, compiled = time.monotonic(), self._engine.compile_s
     members, draws = zip(*units, strict=True)
+    order = {unit: i for i, unit in enumerate(units)}
     unit = 'samples' if desk.condition.temperature else 'members'
     with tally(self._console, label, len(units), unit) as progress, saver:
       for ids, numbers, generated in self._members.run(members, step, draws):
@@ -99,6 +108,7 @@ class Work:
           questions, which, batches, generated, ids, numbers,
           keep_texts=keep_texts,
         )  # fmt: skip
+        blocks = _everyone(blocks, order)
         saver.add(blocks)
         progress.advance(len(blocks))
         self._counts['answers'] += len(blocks) * len(which)
@@ -119,6 +129,8 @@ class Work:
     self, condition: Condition, split: str, blocks: Sequence[Block]
   ) -> None:
     """Adds a line for each saved answer set to metrics.jsonl, to plot from."""
+    if not processes.is_first():
+      return
     lines = []
     for block in blocks:
       member = int(block.members[0])
@@ -143,10 +155,32 @@ class Work:
       ) from error
 
 
+def _everyone(
+  blocks: Sequence[Block], order: Mapping[tuple[int, int], int]
+) -> list[Block]:
+  """The blocks of all processes, each of one unit, in the order of units."""
+  if processes.count() == 1:
+    return list(blocks)
+  own = {
+    f'{i}/{name}': array
+    for i, block in enumerate(blocks)
+    for name, array in pack(from_block(block)).items()
+  }
+  found = []
+  for arrays in processes.share_arrays(own):
+    trees: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+      number, _, name = key.partition('/')
+      trees.setdefault(number, {})[name] = array
+    found += [to_block(unpack(tree)) for tree in trees.values()]
+  return sorted(found, key=lambda x: order[int(x.members[0]), int(x.draws[0])])
+
+
 class _Saver:
   """Saves judged answers in ranges of a size that no chunk size changes.
 
-  Left by an exception, Ctrl-C too, it saves the unfinished range first.
+  Left by an exception, Ctrl-C too, it saves the unfinished range first; not
+  with several processes, which would have to be interrupted at one place.
   """
 
   def __init__(
@@ -183,5 +217,5 @@ class _Saver:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    if self._pile:
+    if self._pile and (kind is None or processes.count() == 1):
       self._save(len(self._pile))

@@ -27,6 +27,7 @@ from thicket import (
   contest,
   page,
   problems,
+  processes,
   randopt,
   scoring,
   signals,
@@ -86,6 +87,7 @@ class ArrayRun:
     Raises:
       ConfigError: naming the setting.
     """
+    processes.agree('their settings', recipe_hash(config.to_dict()))
     self.config, self.console = config, console or Console()
     self.sizes, self.mesh = _sizes(config), mesh
     if workdir is None:
@@ -112,6 +114,8 @@ class ArrayRun:
       'seconds': time.monotonic() - start,
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
+    if not processes.is_first():
+      return summary
     drawn = _figures(self.config, told)
     try:
       folder = self.workdir / 'figures'

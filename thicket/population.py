@@ -5,6 +5,7 @@ Populations are nested: member i of N = 100 is member i of N = 5000, with the
 same sigma. A chunk of members is materialised on every device of the mesh, a
 step is dispatched on it, and while the devices work the host gets the results
 of the chunk before: reading text and judging it overlaps with generation.
+With several processes each gets the results that its own devices hold.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from thicket import sharding
+from thicket import processes, sharding
 from thicket.blocks import BASE
 from thicket.perturb import Perturber
 
@@ -117,6 +118,7 @@ class Members:
       raise PopulationError(f'members per device = {per_device} is below 1')
     self._perturber, self._population, self._mesh = perturber, population, mesh
     self._chunk = per_device * sharding.num_devices(mesh)
+    self._owners = _owners(mesh, self._chunk)
     self._buffers: Tree | None = None
     self._held: np.ndarray | None = None  # ids of the members in the buffers
 
@@ -136,9 +138,34 @@ class Members:
     Yields:
       (ids [m], draws [m], results on the host, arrays [m, ...]), chunk by
       chunk in order, the results of one when the next has been dispatched.
+      Of each chunk a process gets the members on its own devices, maybe none.
       The last chunk is filled with the base, whose results are dropped, so
       that every chunk has one shape.
     """
+    for chunk, draw, results in self._chunks(member_ids, step, draws):
+      yield self._collect(chunk, draw, results)
+
+  def gather(
+    self, member_ids: Sequence[int] | np.ndarray, step: Step
+  ) -> Iterator[tuple[np.ndarray, Tree]]:
+    """As `run`, but each process gets the results of all members.
+
+    They travel over the network of the hosts: for results of little size.
+
+    Yields:
+      (ids [m], results on the host, arrays [m, ...]).
+    """
+    for chunk, draw, results in self._chunks(member_ids, step, None):
+      *_, own = self._collect(chunk, draw, results)
+      yield chunk, self._everyone(own, len(chunk))
+
+  def _chunks(
+    self,
+    member_ids: Sequence[int] | np.ndarray,
+    step: Step,
+    draws: Sequence[int] | np.ndarray | None,
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, Tree]]:
+    """Ids, draws and dispatched results, a chunk behind what is dispatched."""
     ids = np.asarray(member_ids, np.int32)
     draws = np.zeros_like(ids) if draws is None else np.asarray(draws, np.int32)
     ahead = None
@@ -152,10 +179,10 @@ class Members:
         step,
       )
       if ahead is not None:
-        yield self._collect(*ahead)
+        yield ahead
       ahead = chunk, draw, results
     if ahead is not None:
-      yield self._collect(*ahead)
+      yield ahead
 
   def _dispatch(self, chunk: np.ndarray, draws: np.ndarray, step: Step) -> Tree:
     # Taken before it is donated: were the step interrupted, the next run
@@ -173,8 +200,58 @@ class Members:
     self._buffers = weights
     return results
 
-  @staticmethod
-  def _collect(chunk: np.ndarray, draws: np.ndarray, results: Tree) -> tuple:
-    host = jax.device_get(results)
-    kept = jax.tree.map(lambda array: array[: len(chunk)], host)
-    return chunk, draws, kept
+  def _collect(
+    self, chunk: np.ndarray, draws: np.ndarray, results: Tree
+  ) -> tuple[np.ndarray, np.ndarray, Tree]:
+    own = self._rows_of(processes.index(), len(chunk))
+    host = jax.tree.map(lambda array: _rows(array, own), results)
+    return chunk[own], draws[own], host
+
+  def _everyone(self, own: Tree, size: int) -> Tree:
+    """The results of a chunk from what each process has of them."""
+    if processes.count() == 1:
+      return own
+    leaves, structure = jax.tree.flatten(own)
+    found = processes.share(b''.join(leaf.tobytes() for leaf in leaves))
+    whole = [np.empty((size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+    for process, data in enumerate(found):
+      rows, start = self._rows_of(process, size), 0
+      for array in whole:
+        part = array[rows]
+        end = start + part.nbytes
+        array[rows] = np.frombuffer(data[start:end], array.dtype).reshape(
+          part.shape
+        )
+        start = end
+    return jax.tree.unflatten(structure, whole)
+
+  def _rows_of(self, process: int, size: int) -> np.ndarray:
+    return np.flatnonzero(self._owners[:size] == process)
+
+
+def _owners(mesh: Mesh, size: int) -> np.ndarray:
+  """The process that speaks for each row spread over members, int [size].
+
+  Where several devices hold a row, that of the first of them.
+  """
+  owners = np.full(size, -1)
+  spread = sharding.over_members(mesh).devices_indices_map((size,))
+  for device, (rows,) in spread.items():
+    part = owners[rows]  # a view
+    part[part < 0] = device.process_index
+  return owners
+
+
+def _rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
+  """Rows on the host of an array of which this process holds these, or all."""
+  if array.is_fully_addressable:
+    return np.asarray(array)[rows]
+  start = lambda shard: shard.index[0].start or 0
+  shards = {start(shard): shard.data for shard in array.addressable_shards}
+  held = np.concatenate(
+    [np.arange(first, first + len(data)) for first, data in shards.items()]
+  )
+  parts = np.concatenate(jax.device_get([*shards.values()]))
+  order = np.argsort(held)
+  at = np.searchsorted(held, rows, sorter=order)
+  return parts[order[at]]

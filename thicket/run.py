@@ -26,6 +26,7 @@ from thicket import (
   engine,
   evaluation,
   perturb,
+  processes,
   ranking,
   report,
   sampling,
@@ -65,13 +66,9 @@ class Run:
     Raises:
       Any of the project's errors, before anything is computed.
     """
-    if jax.process_count() > 1:
-      raise ConfigError(
-        f'{jax.process_count()} processes: a run is one process, over all the '
-        'devices it sees'
-      )
     self.console = console or Console()
     self.config = config
+    processes.agree('their settings', recipe_hash(config.to_dict()))
     self.plan = make_plan(config)
     start = time.monotonic()
     model = self._model = load(config.model.name, config.model.dtype)
@@ -91,6 +88,7 @@ class Run:
     except ValueError as error:
       raise ConfigError(f'population.only, population.skip: {error}') from error
     recipe = make_recipe(config, self.plan, model, self.plan.greedy)
+    processes.agree('recipe', recipe_hash(recipe))
     if workdir is None:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
@@ -255,7 +253,7 @@ class Run:
     )
     found = []
     first = range(min(len(population.sigmas), population.size))
-    for ids, _, moved in self._members.run(
+    for ids, moved in self._members.gather(
       first, lambda weights, *_: rms(model.params, weights)
     ):
       for i, sigma in enumerate(population.sigma(ids)):
