@@ -114,9 +114,9 @@ class ArrayRun:
       'seconds': time.monotonic() - start,
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
+    drawn = _figures(self.config, told)  # by all: members answer once more
     if not processes.is_first():
       return summary
-    drawn = _figures(self.config, told)
     try:
       folder = self.workdir / 'figures'
       folder.mkdir(parents=True, exist_ok=True)

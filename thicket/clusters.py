@@ -113,20 +113,24 @@ def detect(environ: Mapping[str, str] = os.environ) -> str | None:
   return 'TPU' if several else None
 
 
-def join(place: Place, *, heartbeat_timeout_s: int) -> None:
+def join(place: Place, *, patience_s: int) -> None:
   """Meets the other processes; nothing of JAX may have been used before.
 
-  Raises ClusterError if they do not come within five minutes.
+  Args:
+    place: where they are.
+    patience_s: after this much silence our own watch holds a process to be
+      gone. JAX's comes after it, as that aborts, with a page of addresses.
+
+  Raises:
+    ClusterError: they do not come within five minutes.
   """
-  # Its service takes SIGTERM for itself and does nothing but note it, so that
-  # a scheduler could not end a process.
-  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       place.coordinator,
       place.num_processes,
       place.process_id,
-      heartbeat_timeout_seconds=heartbeat_timeout_s,
+      # Half of it goes by between two heartbeats.
+      heartbeat_timeout_seconds=2 * patience_s + 10,
     )
   except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
     first, *_ = str(error).splitlines() or [type(error).__name__]

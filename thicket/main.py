@@ -113,7 +113,10 @@ def _join() -> None:
   place = clusters.find(_DISTRIBUTED.value, asked)
   if place is None:
     return
-  clusters.join(place, heartbeat_timeout_s=_HEARTBEAT.value)
+  # This service takes SIGTERM for itself and only notes it, so that a scheduler
+  # could not end a process.
+  jax.config.update('jax_enable_preemption_service', False)
+  clusters.join(place, patience_s=_HEARTBEAT.value)
   processes.watch(_HEARTBEAT.value)
   # JAX aborts a process when process 0 is gone: no fault of ours, and what
   # absl would print of it is a page.

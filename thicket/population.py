@@ -209,7 +209,7 @@ class Members:
 
   def _everyone(self, own: Tree, size: int) -> Tree:
     """The results of a chunk from what each process has of them."""
-    if processes.count() == 1:
+    if (self._owners == processes.index()).all():
       return own
     leaves, structure = jax.tree.flatten(own)
     found = processes.share(b''.join(leaf.tobytes() for leaf in leaves))

@@ -30,9 +30,6 @@ _AGAIN = (
 )
 _POLL_S = 1.0  # of a wait, so that Ctrl-C is heard
 _FAREWELL_S = 5.0  # process 0 holds the store: it leaves last
-# Of JAX's heartbeat timeout. Before it is over, as its client would then end
-# the process by itself, with a page of addresses.
-_PATIENCE = 0.6
 
 _rounds = itertools.count()
 _watch: _Watch | None = None
@@ -112,15 +109,14 @@ def agree(what: str, value: str) -> None:
       )
 
 
-def watch(heartbeat_timeout_s: float) -> None:
+def watch(patience_s: float) -> None:
   """From now on the end of one process is the end of all.
 
   Args:
-    heartbeat_timeout_s: JAX's own; a process that is silent for 0.6 of it is
-      held to be gone.
+    patience_s: after this much silence a process is held to be gone.
   """
   global _watch
-  _watch = _Watch(_PATIENCE * heartbeat_timeout_s)
+  _watch = _Watch(patience_s)
   _watch.start()
 
 
@@ -166,7 +162,7 @@ class _Watch(threading.Thread):
     super().__init__(name='thicket-watch', daemon=True)
     self.patience_s, self.beat_s = patience_s, min(1.0, patience_s / 10)
     self._client, self._stopped = _client(), threading.Event()
-    self._leaving = threading.Lock()
+    self._leaving, self._expected = threading.Lock(), count()
     # The client of JAX ends the process itself when process 0 is gone, and the
     # kernel when memory is: a child outlives both, and says what to do.
     self._last_words = subprocess.Popen(
@@ -195,19 +191,26 @@ class _Watch(threading.Thread):
           self._end(EXIT_OTHER, f'{_unreachable(error)}; {_AGAIN}')
         return
       now = time.monotonic()
-      for i, why in left.items():
-        if why and i != index():
+      reasons = {i: why for i, why in left.items() if why and i != index()}
+      if reasons:
+        time.sleep(self.beat_s)  # one error often comes to all: ours first
+        i, why = min(reasons.items())
+        if not self._leaving.locked():
           self._end(EXIT_OTHER, f'process {i} has stopped: {why}')
       for i, value in alive.items():
         if heard[i][0] != value:
           heard[i] = value, now
-      for i, (_, when) in heard.items():
-        if now - when > self.patience_s and not self._stopped.is_set():
-          self._end(
-            EXIT_OTHER,
-            f'process {i} is gone, not heard of for {now - when:.0f} s; '
-            f'{_AGAIN}',
-          )
+      silent = [
+        i for i, (_, when) in heard.items() if now - when > self.patience_s
+      ]
+      if silent and not self._stopped.is_set():
+        self._expected -= len(silent)
+        who = ', '.join(map(str, silent))
+        self._end(
+          EXIT_OTHER,
+          f'process {who} is gone, not heard of for {self.patience_s:.0f} s; '
+          f'{_AGAIN}',
+        )
       if self._stopped.wait(self.beat_s):
         return
 
@@ -224,7 +227,9 @@ class _Watch(threading.Thread):
     try:
       self._client.key_value_set(f'thicket/left/{index()}', why)
       deadline = time.monotonic() + _FAREWELL_S + 2 * self.beat_s
-      while len(self._read('left')) < count() and time.monotonic() < deadline:
+      while (
+        len(self._read('left')) < self._expected and time.monotonic() < deadline
+      ):
         if index() and not why:
           break
         time.sleep(self.beat_s / 2)
