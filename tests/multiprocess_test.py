@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -43,16 +45,19 @@ def _free_port():
     return s.getsockname()[1]
 
 
-def _start(command, devices):
-  env = os.environ | {
+def _environ(devices):
+  return os.environ | {
     'PYTHONPATH': f'{ROOT}{os.pathsep}{TESTS}',
     'JAX_NUM_CPU_DEVICES': str(devices),
     'JAX_PLATFORMS': 'cpu',
   }
+
+
+def _start(command, devices):
   return subprocess.Popen(
     [sys.executable, *command],
     cwd=ROOT,
-    env=env,
+    env=_environ(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -209,6 +214,38 @@ def test_a_run_of_two_processes_is_that_of_one(bench, together):
 
 
 @pytest.mark.slow
+def test_the_command_of_the_guide_runs_word_for_word(bench, together, tmp_path):
+  page = (ROOT / 'docs' / 'many-hosts.md').read_text(encoding='utf-8')
+  block, *_ = re.findall(r'^```sh\n(.*?)^```$', page, re.DOTALL | re.MULTILINE)
+  port = '8476'
+  assert f'localhost:{port}' in block
+  # The reader's python, on a model that is small and a port that is free.
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  small = shlex.join(
+    [*SMALL[1:], f'--config.model.name={bench.folder / "tiny.gguf"}']
+  )
+  python = tmp_path / 'python'
+  python.write_text(
+    f'#!/bin/sh\nexec {sys.executable} "$@" {small} '
+    f'--compilation_cache={bench.folder / "programs"}\n',
+    encoding='utf-8',
+  )
+  python.chmod(0o755)
+  done = subprocess.run(
+    ['sh', '-c', block.replace(port, str(_free_port()))],
+    cwd=tmp_path,
+    env=_environ(2) | {'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'},
+    capture_output=True,
+    text=True,
+    timeout=150,
+    check=False,
+  )
+  (workdir,) = (tmp_path / 'runs').iterdir()
+  assert str(pathlib.Path('runs') / workdir.name) in done.stdout, done.stderr
+  assert _arrays(workdir) == _arrays(together[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_kill_ends_both_and_loses_no_range(bench, together, victim):
   undisturbed, _ = together
@@ -267,3 +304,19 @@ def test_the_error_of_one_ends_both(bench, tmp_path):
   assert 'which all processes have to see' in line
   assert code == 3
   assert _said(errors) == [f'thicket: process 1 has stopped: {line[20:]}']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_one_that_is_stopped_takes_the_other_along(bench, together, number):
+  workdir = bench.folder / f'stopped-{number}'
+  workers = bench.start_both(workdir)
+  while len(_ranges(workdir)) < 2 and workers[1].poll() is None:
+    time.sleep(0.01)
+  workers[1].send_signal(number)
+  # Sooner than its silence would be noticed, which takes 100 s.
+  (code, _, errors), (other, _, more) = _ends(workers, timeout=60)
+  assert (code, other) == (3, 130), errors + more
+  assert _said(errors) == ['thicket: process 1 has stopped: interrupted']
+  assert _said(more)[0] == 'thicket: process 1: stopped'
+  assert 'Traceback' not in errors + more

@@ -132,7 +132,7 @@ def join(place: Place, *, patience_s: int) -> None:
       # Half of it goes by between two heartbeats.
       heartbeat_timeout_seconds=2 * patience_s + 10,
     )
-  except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
+  except (ValueError, RuntimeError) as error:
     first, *_ = str(error).splitlines() or [type(error).__name__]
     raise ClusterError(
       f'the processes did not meet ({first}); start all of them within five '

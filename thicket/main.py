@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import logging as stdlib_logging
 import os
+import signal
 import sys
 import traceback
 
@@ -121,6 +122,8 @@ def _join() -> None:
   # JAX aborts a process when process 0 is gone: no fault of ours, and what
   # absl would print of it is a page.
   faulthandler.disable()
+  # A scheduler's wish to end one: said to the others, as Ctrl-C is.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   if not processes.is_first():
     logging.set_verbosity(logging.WARNING)
   logging.info(
@@ -130,7 +133,11 @@ def _join() -> None:
 
 def _ended(code: int, error: BaseException) -> int:
   """The exit code; of several processes all others end with this one."""
-  first, *_ = str(error).splitlines() or [type(error).__name__]
+  kind = type(error).__name__
+  said = str(error) if isinstance(error, USER_ERRORS) else f'{kind}: {error}'
+  if isinstance(error, KeyboardInterrupt):
+    said = 'interrupted'
+  first, *_ = said.splitlines() or [kind]
   processes.leave(code, first)
   return code
 
