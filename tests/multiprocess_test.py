@@ -274,6 +274,20 @@ def test_a_kill_ends_both_and_loses_no_range(bench, together, victim):
   assert _arrays(workdir) == _arrays(undisturbed)
 
 
+def test_one_that_waits_in_vain_says_so():
+  wait = (
+    'from thicket import clusters\n'
+    f'place = clusters.Place("localhost:{_free_port()}", 2, 0)\n'
+    'clusters.join(place, patience_s=10, meeting_s=2)'
+  )
+  ((code, _, errors),) = _ends([_start(['-c', wait], devices=1)], timeout=60)
+  assert code != 0
+  assert errors.splitlines()[-1] == (
+    'thicket: the processes did not meet within 2 s; start ALL processes, with '
+    'one coordinator that they can reach'
+  )
+
+
 def test_processes_with_different_commands_end(bench, tmp_path):
   port = _free_port()
   workers = [

@@ -11,11 +11,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
 import jax
+
+from thicket import processes
 
 MODES = ('auto', 'on', 'off')
 
@@ -113,31 +116,43 @@ def detect(environ: Mapping[str, str] = os.environ) -> str | None:
   return 'TPU' if several else None
 
 
-def join(place: Place, *, patience_s: int) -> None:
+def join(place: Place, *, patience_s: int, meeting_s: int = 300) -> None:
   """Meets the other processes; nothing of JAX may have been used before.
+
+  JAX ends the process, with a page of addresses, if they do not all come.
 
   Args:
     place: where they are.
     patience_s: after this much silence our own watch holds a process to be
-      gone. JAX's comes after it, as that aborts, with a page of addresses.
+      gone. JAX's comes after it, as that too ends with a page of addresses.
+    meeting_s: how long to wait for the others.
 
   Raises:
-    ClusterError: they do not come within five minutes.
+    ClusterError: the place cannot be used.
   """
+  advice = 'start ALL processes, with one coordinator that they can reach'
+  words = processes.LastWords(
+    f'the processes did not meet within {meeting_s} s; {advice}'
+  )
+  # JAX waits where Python hears no Ctrl-C.
+  usual = signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
     jax.distributed.initialize(
       place.coordinator,
       place.num_processes,
       place.process_id,
+      initialization_timeout=meeting_s,
       # Half of it goes by between two heartbeats.
       heartbeat_timeout_seconds=2 * patience_s + 10,
     )
   except (ValueError, RuntimeError) as error:
     first, *_ = str(error).splitlines() or [type(error).__name__]
     raise ClusterError(
-      f'the processes did not meet ({first}); start all of them within five '
-      'minutes, with one coordinator that they can reach'
+      f'the processes did not meet ({first}); {advice}'
     ) from error
+  finally:
+    signal.signal(signal.SIGINT, usual)
+    words.take_back()
 
 
 def _first(

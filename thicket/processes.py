@@ -155,6 +155,25 @@ def outlast(error: BaseException | None) -> None:
     error = error.__cause__
 
 
+class LastWords:
+  """A line on stderr, should this process end before it is taken back.
+
+  JAX's client aborts the process when process 0 is gone or never comes, and
+  the kernel when memory is: a child outlives both, and says what to do.
+  """
+
+  def __init__(self, line: str):
+    self._child = subprocess.Popen(
+      ['sh', '-c', 'read -r _ || echo "$0" >&2', f'thicket: {line}'],
+      stdin=subprocess.PIPE,
+      start_new_session=True,  # Ctrl-C is not for the child
+    )
+
+  def take_back(self) -> None:
+    """Nothing is said."""
+    self._child.communicate(b'\n')
+
+
 class _Watch(threading.Thread):
   """Sends heartbeats, and ends the process when others stop."""
 
@@ -163,18 +182,9 @@ class _Watch(threading.Thread):
     self.patience_s, self.beat_s = patience_s, min(1.0, patience_s / 10)
     self._client, self._stopped = _client(), threading.Event()
     self._leaving, self._expected = threading.Lock(), count()
-    # The client of JAX ends the process itself when process 0 is gone, and the
-    # kernel when memory is: a child outlives both, and says what to do.
-    self._last_words = subprocess.Popen(
-      [
-        'sh',
-        '-c',
-        'read -r _ || echo "$0" >&2',
-        f'thicket: process {index()} of {count()} was ended, by a signal or '
-        f'because process 0 is gone; {_AGAIN}',
-      ],
-      stdin=subprocess.PIPE,
-      start_new_session=True,  # Ctrl-C is not for the child
+    self._last_words = LastWords(
+      f'process {index()} of {count()} was ended, by a signal or because '
+      f'process 0 is gone; {_AGAIN}'
     )
 
   def run(self) -> None:
@@ -218,7 +228,7 @@ class _Watch(threading.Thread):
     """Ends the watch, not the process."""
     self._stopped.set()
     self.join()
-    self._last_words.communicate(b'\n')
+    self._last_words.take_back()
 
   def leave(self, code: int, why: str) -> None:
     """Ends the process when the others have heard why."""
@@ -239,7 +249,7 @@ class _Watch(threading.Thread):
       pass  # process 0 is gone: nobody is left to be told
     sys.stdout.flush()
     sys.stderr.flush()
-    self._last_words.communicate(b'\n')
+    self._last_words.take_back()
     os._exit(code)
 
   def _end(self, code: int, line: str) -> None:
