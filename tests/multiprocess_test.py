@@ -178,6 +178,8 @@ def test_members_of_two_processes_are_those_of_one(tmp_path):
     assert found['weight'].tobytes() == want.tobytes()
     np.testing.assert_array_equal(found['order'], ids)
     assert found['whole'].tobytes() == weights['weight'].tobytes()
+    assert found['crossed'].tobytes() == weights['weight'].tobytes()
+    assert found['block_ids'].tolist() == [0, 1]
     # What is shared keeps its bits, and the store does not fill up.
     assert found['empty'] == 0
     odd = np.float32([-0.0, np.nan, 1e-45])
@@ -186,6 +188,9 @@ def test_members_of_two_processes_are_those_of_one(tmp_path):
     assert 'processes 0 and 1 differ in colour: of 0 and of 1' in str(
       found['complaint']
     )
+  stored = Ledger.read(tmp_path / 'ledger').view('test')
+  assert stored.members.tolist() == [0, 1]
+  assert stored.reward[:, :, 0].tolist() == [[1.0] * 3, [0.0] * 3]
 
 
 def test_a_run_of_two_processes_is_that_of_one(bench, together):
