@@ -43,8 +43,12 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # SmolLM2 is unharmed at 1e-3 and breaks at 1e-2; larger models want less
   # (5e-4, 1e-3 and 2e-3 in the paper's scripts).
   config.population.sigmas = (1e-3, 2e-3, 4e-3)
-  config.population.family = 'gaussian'  # or rademacher
-  config.population.scale = 'absolute'  # or relative to each tensor's RMS
+  # Or rademacher; or low_rank (low_rank:R), whose members share one product
+  # with the base: cheaper by far where several fit, and other members.
+  config.population.family = 'gaussian'
+  # Or relative to each tensor's RMS, or modular: then sigma is a radius.
+  config.population.scale = 'absolute'
+  config.population.antithetic = False  # members come in pairs, + and - noise
   config.population.only = ''  # perturb tensors whose name matches this
   config.population.skip = ''  # and leave those that match this
 
@@ -82,6 +86,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # within a rounding of each other, a new member may choose the other one.)
   config.run = ml_collections.ConfigDict()
   config.run.members_per_device = 1
+  config.run.model_axis = 1  # devices that share one model, if it is large
   config.run.members_per_range = 8  # saved together; a kill loses at most these
   config.run.keep_texts = 'test'  # which responses: none, test or all
+  config.run.judge_processes = 0  # that judge; for rewards slower than a model
   return config

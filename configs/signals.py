@@ -45,8 +45,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.population.size = 400 if quick else 1000  # N
   config.population.sigmas = (0.002,)
   config.population.sigmas_untrained = (0.05,)  # where nothing was learned
-  config.population.family = 'gaussian'  # or rademacher
+  config.population.family = 'gaussian'  # or rademacher, or low_rank:R
   config.population.scale = 'absolute'  # or relative to each tensor's RMS
+  config.population.antithetic = False  # members in pairs, + and - noise
   config.population.only = ''  # perturb tensors whose name matches this
   config.population.skip = ''  # and leave those that match this
 

@@ -21,7 +21,7 @@ import tiny
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
-from thicket import decode, sampling, sharding
+from thicket import batching, decode, sampling, sharding
 from thicket.models import decoder
 
 V, G, PAD = tiny.CONFIG.vocab_size, 6, 63
@@ -45,7 +45,7 @@ GREEDY = decode.Decoding(G, _stops_at(*STOP_IDS), PAD, sampling.greedy)
 PREFIX = np.array([7, 3, 44, 21, 9, 9, 2, 35], np.int32)
 NO_PREFIX = PREFIX[:0]
 SUFFIXES = [[2], [8, 30, 4], [50, 6, 17, 40, 22], [8, 30, 4, 8, 30, 4, 11, 60]]
-(PROMPTS,) = decode.batches(SUFFIXES, range(4), 4, PAD)
+(PROMPTS,) = batching.batches(SUFFIXES, range(4), 4, PAD)
 
 
 def _answer(
@@ -178,7 +178,7 @@ def test_who_shares_the_batch_does_not_matter():
   named = [tiny.tensors(tiny.member(weights, m)) for m in range(3)]
   for b, i in enumerate(PROMPTS.prompt):
     # No neighbours, no shared prefix and another bucket.
-    (alone,) = decode.batches([[*PREFIX, *SUFFIXES[i]]], [i], 1, PAD)
+    (alone,) = batching.batches([[*PREFIX, *SUFFIXES[i]]], [i], 1, PAD)
     answers, _ = _greedy(weights, NO_PREFIX, alone)
     for m in range(3):
       one, two = answers.tokens[m, 0], together.tokens[m, b]
@@ -193,7 +193,7 @@ def test_caches_are_given_back_and_their_content_is_no_matter():
   weights = _members(3)
   want, caches = _greedy(weights)
   chex.assert_trees_all_equal_shapes_and_dtypes(caches, _caches(3, PROMPTS))
-  (others,) = decode.batches([x[::-1] for x in SUFFIXES], range(4), 4, PAD)
+  (others,) = batching.batches([x[::-1] for x in SUFFIXES], range(4), 4, PAD)
   _, caches = _greedy(weights, PREFIX, others, caches=caches)
   again, _ = _greedy(weights, caches=caches)
   _assert_same(again, want)
@@ -447,48 +447,6 @@ SOME_PROMPTS = st.lists(
 )
 
 
-@hypothesis.given(SOME_PROMPTS, st.integers(1, 4))
-@hypothesis.settings(deadline=None)
-def test_each_prompt_is_in_one_batch(suffixes, rows):
-  pad = 9  # no token of a prompt, so that padding can be told apart
-  row_ids = [10**12 * i + 5 for i in range(len(suffixes))]
-  batches = decode.batches(suffixes, row_ids, rows, pad)
-  assert len(batches) == -(-len(suffixes) // rows)
-  places = [i for batch in batches for i in batch.prompt[batch.live]]
-  assert sorted(places) == list(range(len(suffixes)))
-  lengths = [len(suffixes[i]) for i in places]
-  assert lengths == sorted(lengths)  # so that little of a batch is padding
-  for batch in batches:
-    types = [*[np.int32] * 3, np.uint32, np.bool_]
-    chex.assert_type(list(batch), types)
-    size = decode.bucket(int(batch.length.max()))
-    shapes = [(rows, size), (rows,), (rows,), (rows, 2), (rows,)]
-    chex.assert_shape(list(batch), shapes)
-    for row, i in enumerate(batch.prompt):
-      n = len(suffixes[i])
-      assert batch.length[row] == n
-      assert batch.tokens[row].tolist() == [pad] * (size - n) + suffixes[i]
-      high, low = map(int, batch.row[row])
-      assert (high << 32) + low == row_ids[i]
-    assert batch.live[0]
-    if batch is not batches[-1]:
-      assert batch.live.all()
-    # Fillers come last and repeat a row, so that they never widen a batch.
-    assert np.all(np.diff(batch.live.astype(int)) <= 0)
-    assert set(batch.prompt[~batch.live]) <= {batch.prompt[0]}
-  for one, two in zip(
-    batches, decode.batches(suffixes, row_ids, rows, pad), strict=True
-  ):
-    chex.assert_trees_all_equal(one, two)
-
-
-def test_some_prompts_keep_their_numbers():
-  suffixes = [[1], [2, 2], [3], [4, 4, 4], [5]]
-  some = decode.batches(suffixes, [9, 8, 7, 6, 5], 2, PAD, prompts=[4, 1, 0])
-  assert [x.prompt[x.live].tolist() for x in some] == [[0, 4], [1]]
-  assert [x.row[x.live][:, 1].tolist() for x in some] == [[9, 5], [8]]
-
-
 @hypothesis.given(SOME_PROMPTS.filter(len))
 def test_shared_prefix_is_the_longest_that_leaves_a_token(prompts):
   def shared(n):
@@ -521,7 +479,7 @@ def test_one_trace_serves_all_batches():
   def run(*args):
     return _answer(*args, config=SMALL)
 
-  batches = decode.batches(
+  batches = batching.batches(
     [[i] * (1 + i % 5) for i in range(10)], range(10), 4, PAD
   )
   assert [int(batch.live.sum()) for batch in batches] == [4, 4, 2]

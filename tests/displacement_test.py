@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from thicket import perturb, sharding, trees
+from thicket import families, perturb, sharding, trees
 from thicket.analysis import displacement
 
 SEED = 2**35 + 3
-BOTH = pytest.mark.parametrize('family', perturb.FAMILIES)
+BOTH = pytest.mark.parametrize('family', families.FAMILIES)
 ROWS = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
 
 

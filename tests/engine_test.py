@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 
-from thicket import decode, perturb, sampling, sharding
+from thicket import batching, decode, perturb, sampling, sharding
 from thicket.engine import Engine, answer_all
 from thicket.models import decoder
 from thicket.population import BASE, Members, Population
@@ -25,7 +25,7 @@ PREFIX = (7, 3, 44, 21)
 STOP_IDS = (1, 5, 9, 12, 20, 33)
 # Two buckets, 8 and 16, and a last batch that is not full.
 SUFFIXES = [[2], [8, 30, 4], [50, 6], [40] * 9, [22, 4] * 5]
-BATCHES = decode.batches(SUFFIXES, range(5), 2, PAD)
+BATCHES = batching.batches(SUFFIXES, range(5), 2, PAD)
 SIGMA = 0.1
 COLLECTIVE = re.compile(
   'all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute'
@@ -204,9 +204,9 @@ def test_without_a_shared_prefix():
   assert setting.engine.prefill(weights, ()) is None
   # What stood in the prefix stands in each prompt now.
   whole = [[*PREFIX, *suffix] for suffix in SUFFIXES[:2]]
-  (batch,) = decode.batches(whole, range(2), 2, PAD)
+  (batch,) = batching.batches(whole, range(2), 2, PAD)
   got = setting.generate(weights, setting.place(ids), None, batch)
-  behind = decode.batches(SUFFIXES[:2], range(2), 2, PAD)
+  behind = batching.batches(SUFFIXES[:2], range(2), 2, PAD)
   _assert_same_answers([got], _expected(weights, ids, behind))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import thicket
-from thicket import perturb, prng, sharding, trees
+from thicket import families, prng, sharding, trees
 from thicket.analysis import landscape
 
 SEED, SIGMA = 2**35 + 3, 0.25
@@ -32,7 +32,7 @@ def _noise(member, family='gaussian'):
   @jax.jit
   def draw(keys):
     return {
-      name: perturb.draw(family, keys[i : i + 1], leaf)
+      name: families.draw(family, keys[i : i + 1], leaf)
       for i, (name, leaf) in enumerate(spec.items())
     }
 
@@ -89,7 +89,7 @@ def _lines(**more):
 # Closed forms.
 
 
-@pytest.mark.parametrize('family', perturb.FAMILIES)
+@pytest.mark.parametrize('family', families.FAMILIES)
 def test_a_quadratic_score_has_its_closed_form(family):
   offset = np.float32(0.1)
   got = _plane(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import tiny_gguf
@@ -127,6 +128,41 @@ def test_unknown_names_end_with_two_before_anything_loads(flag, message):
   assert 'loaded' not in done.stderr
 
 
+@pytest.mark.parametrize(
+  ('file', 'members', 'message'),
+  [
+    ('llm', '0', '--members_per_step=0: auto, or a number of at least 1'),
+    ('llm', '1.5', '--members_per_step=1.5: auto, or a number of at least 1'),
+    ('signals', 'auto', 'known of text runs only; give a number'),
+  ],
+)
+def test_members_per_step_is_auto_or_a_number(file, members, message):
+  from thicket import main
+
+  config = arguments.load_config(f'{ROOT}/configs/{file}.py:quick')
+  with pytest.raises(arguments.ArgumentError) as raised:
+    main._job(config, members, None)
+  assert message in str(raised.value)
+
+
+@pytest.mark.parametrize('kind', ['run.Run', 'array_run.ArrayRun'])
+def test_members_per_step_takes_the_place_of_the_config(kind, monkeypatch):
+  from thicket import main
+
+  file = 'llm' if kind == 'run.Run' else 'signals'
+  config = arguments.load_config(f'{ROOT}/configs/{file}.py:quick')
+  monkeypatch.setattr(main, '_WORKDIR', types.SimpleNamespace(value=None))
+  seen = []
+  monkeypatch.setattr(
+    f'thicket.{kind}', lambda config, *_, **more: seen.append((config, more))
+  )
+  main._job(config, '7', None)
+  main._job(config, None, None)
+  more = {'fit_members': False} if kind == 'run.Run' else {}
+  assert seen == [(config, more)] * 2
+  assert config.run.members_per_device == 7
+
+
 def test_a_damaged_model_file_is_named(tmp_path, model):
   data = pathlib.Path(model).read_bytes()
   for name, content in (
@@ -141,8 +177,9 @@ def test_a_damaged_model_file_is_named(tmp_path, model):
 def test_a_run_says_where_it_is_and_how_to_go_on(tmp_path, model):
   workdir = tmp_path / 'run'
   flags = (*SMALL, f'--config.model.name={model}', f'--workdir={workdir}')
-  done = _run(*flags)
+  done = _run(*flags, '--members_per_step=2')
   assert done.returncode == 0, done.stderr
+  assert '2 members a step on each device: base ' in done.stderr
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['selection']['members']['count'] == 4
   lines = dict(

@@ -2,6 +2,10 @@
 """Populations are nested; the loop over them keeps order, bits and memory."""
 
 import functools
+import gc
+import pathlib
+import subprocess
+import sys
 
 import chex
 import jax
@@ -10,8 +14,15 @@ import numpy as np
 import pytest
 
 from thicket import blocks, perturb, population, sharding, trees
-from thicket.population import BASE, Members, Population, PopulationError
+from thicket.population import (
+  BASE,
+  Members,
+  OutOfMemory,
+  Population,
+  PopulationError,
+)
 
+ROOT = pathlib.Path(__file__).parents[1]
 SIGMAS = (0.25, 0.5, 1.0)
 SEED = 11
 ANY_IDS = (4, 0, -1, *range(5, 17), 40, 2)
@@ -72,6 +83,32 @@ def test_a_smaller_population_is_the_front_of_a_larger_one(sigmas):
   np.testing.assert_array_equal(
     small.sigma(small.ids()), large.sigma(large.ids())[:10]
   )
+
+
+def test_mirror_images_share_noise_and_sigma():
+  drawn = Population(0, 7, SIGMAS, antithetic=True)
+  ids = [BASE, 0, 1, 2, 3, 5, 6]
+  assert drawn.noise_ids(ids).tolist() == [-1, 0, 0, 1, 1, 2, 3]
+  assert drawn.sigma(ids).tolist() == [0, 0.25, 0.25, 0.5, 0.5, 1, 0.25]
+  assert drawn.amplitude(ids).tolist() == [0, 0.25, -0.25, 0.5, -0.5, -1, 0.25]
+  apart = Population(0, 7, SIGMAS)
+  assert apart.noise_ids(ids).tolist() == ids
+  np.testing.assert_array_equal(apart.amplitude(ids), apart.sigma(ids))
+
+
+def test_mirror_images_mean_the_base():
+  mesh = _mesh(1)
+  drawn = Population(SEED, 100, SIGMAS, antithetic=True)
+  members = Members(_perturber(mesh), drawn, mesh, 3)
+  weights, _ = _run(members, range(6))
+  straight, _ = _run(_members(), range(3))
+  for name, base in PARAMS.items():
+    pairs = weights[name].reshape(3, 2, *base.shape)
+    np.testing.assert_array_equal(pairs[:, 0], straight[name])
+    assert np.abs(pairs[:, 0] - pairs[:, 1]).max() > 0.5
+    np.testing.assert_allclose(
+      pairs.mean(axis=1), np.stack([base] * 3), atol=1e-6
+    )
 
 
 def test_sigmas_are_taken_in_turn():
@@ -335,6 +372,220 @@ def test_a_write_that_is_interrupted_leaves_the_members_usable(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       list(members.run([5], _weights_and_ids))
   chex.assert_trees_all_equal(_run(members, [4]), want)
+
+
+# Memory that runs out.
+
+
+def _exhausted():
+  """The runtime's own error, from asking for more than there is."""
+  with (
+    jax.ensure_compile_time_eval(),
+    pytest.raises(jax.errors.JaxRuntimeError) as caught,
+  ):
+    jnp.zeros((2**25, 2**25), jnp.uint8).block_until_ready()
+  return caught.value
+
+
+class _Late:
+  """Results whose arrays fail when they are fetched."""
+
+  def __init__(self, error):
+    self._error = error
+
+  def __array__(self, *_):
+    raise self._error
+
+
+def _does_not_compile(weights):
+  del weights
+  raise _exhausted()
+
+
+class _Scarce:
+  """A step for which memory holds `room` members, and fails at one of three.
+
+  With `after`, that many chunks have room whatever they hold.
+  """
+
+  def __init__(self, point, room, after=0, step=_weights_and_ids):
+    self._point, self._room, self._after = point, room, after
+    self._step = step
+    self.tried = []
+
+  def __call__(self, weights, ids, draws):
+    self.tried.append(np.asarray(ids).tolist())
+    if len(ids) <= self._room or len(self.tried) <= self._after:
+      return self._step(weights, ids, draws)
+    if self._point == 'compile':
+      jax.jit(_does_not_compile)(weights)
+    if self._point == 'dispatch':
+      raise _exhausted()
+    return _Late(_exhausted())
+
+
+POINTS = ('compile', 'dispatch', 'fetch')
+
+
+def test_the_error_of_the_tests_is_that_of_the_runtime():
+  error = _exhausted()
+  assert type(error) is jax.errors.JaxRuntimeError
+  assert str(error).startswith('RESOURCE_EXHAUSTED: ')
+
+
+@pytest.mark.parametrize('point', POINTS)
+@pytest.mark.parametrize('after', [0, 2])
+@pytest.mark.parametrize(
+  ('devices', 'per_device', 'room'), [(1, 4, 3), (1, 5, 1), (2, 4, 2)]
+)
+def test_chunks_are_halved_until_they_fit(
+  point, after, devices, per_device, room, caplog
+):
+  step = _Scarce(point, room, after)
+  ids = [*range(17), BASE]
+  got = _run(_members(devices, per_device), ids, step)
+  # Each member once, in order, with the bits of an undisturbed run.
+  chex.assert_trees_all_equal(got, _alone())
+  said = [x.getMessage() for x in caplog.records if 'memory' in x.getMessage()]
+  sizes = [per_device]
+  while sizes[-1] * devices > room:
+    sizes.append(sizes[-1] // 2)
+  assert len(said) == len(sizes) - 1
+  for line, before, now in zip(said, sizes, sizes[1:], strict=False):
+    assert f'with {before} members on each device (RESOURCE_EXHAUSTED' in line
+    assert f'going on with {now};' in line
+    assert '\n' not in line
+
+
+def test_only_what_was_lost_is_done_again():
+  step = _Scarce('dispatch', 1, after=2)
+  chunks = _members(per_device=2).run(range(7), step)
+  assert [ids.tolist() for ids, *_ in chunks] == [
+    [0, 1], [2], [3], [4], [5], [6],
+  ]  # fmt: skip
+  assert step.tried == [
+    [0, 1], [2, 3], [4, 5], [2], [3], [4], [5], [6],
+  ]  # fmt: skip
+
+
+def test_a_chunk_stays_small_once_it_was_too_large():
+  members = _members(per_device=4)
+  step = _Scarce('fetch', 2)
+  _run(members, range(6), step)
+  tried = len(step.tried)
+  _run(members, range(6), step)
+  assert [len(ids) for ids in step.tried[tried:]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_nothing_of_the_larger_chunk_is_kept(point):
+  def arrays(rows):
+    return [x for x in jax.live_arrays() if x.shape == (rows, 5, 4)]
+
+  held = []
+
+  def step(weights, ids, draws):
+    if len(ids) == 2:
+      held.append(len(arrays(4)))
+    copies = _weights_and_ids(weights, ids, draws)
+    found = scarce(weights, ids, draws)
+    del copies
+    return found
+
+  scarce = _Scarce(point, 2)
+  gc.collect()
+  others = len(arrays(4))
+  _run(_members(per_device=4), range(6), step)
+  assert held == [others] * 3
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_a_single_member_that_does_not_fit_is_an_error(point):
+  members = _members(per_device=3)
+  with pytest.raises(OutOfMemory) as caught:
+    _run(members, range(5), _Scarce(point, 0))
+  message = str(caught.value)
+  assert message.startswith(
+    'out of memory with a single member on each device (RESOURCE_EXHAUSTED: '
+  )
+  assert 'decode.rows' in message
+  assert type(caught.value.__cause__) is jax.errors.JaxRuntimeError
+  # They are as usable as before, where there is room.
+  chex.assert_trees_all_equal(_run(members, [*range(17), BASE]), _alone())
+
+
+def test_results_handed_out_before_memory_ran_out_are_not_lost():
+  step = _Scarce('fetch', 0, after=2)
+  chunks = _members(per_device=1).run(range(5), step)
+  assert [next(chunks)[0].tolist() for _ in range(2)] == [[0], [1]]
+  with pytest.raises(OutOfMemory):
+    next(chunks)
+
+
+def test_one_of_many_processes_does_not_change_its_chunk_alone(monkeypatch):
+  members = _members(per_device=4)
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(OutOfMemory, match='give all processes fewer'):
+      _run(members, range(8), _Scarce('dispatch', 2))
+
+
+def test_other_errors_of_the_runtime_pass_through():
+  error = jax.errors.JaxRuntimeError('INTERNAL: broken')
+
+  def step(*_):
+    raise error
+
+  with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+    _run(_members(per_device=4), range(8), step)
+  assert caught.value is error
+
+
+REAL = """
+import resource, sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from thicket import perturb, population, sharding, trees
+
+mesh = sharding.make_mesh()
+params = {'w': np.zeros((512, 512), np.float32)}
+perturber = perturb.Perturber(
+  sharding.replicate(mesh, params),
+  trees.default_spec(params),
+  seed=1,
+  mesh=mesh,
+)
+members = population.Members(
+  perturber, population.Population(1, 64, (1.0,)), mesh, 8
+)
+
+@jax.jit
+def step(weights, ids, draws):
+  # 64 MB of scratch a member, 512 MB for eight of them.
+  x = weights['w'][:, :, :, None] * jnp.arange(64.0)
+  return jnp.sort(x, axis=1)[:, 0].sum(axis=(1, 2)), ids + draws
+
+list(members.run([0], lambda w, i, d: i + d))
+with open('/proc/self/statm') as file:
+  now = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + 400 * 2**20,) * 2)
+found = [(len(ids), ids.tolist()) for ids, *_ in members.run(range(16), step)]
+assert sum((ids for _, ids in found), []) == list(range(16)), found
+assert 1 <= found[0][0] < 8, found
+"""
+
+
+def test_memory_that_really_runs_out():
+  done = subprocess.run(
+    [sys.executable, '-c', REAL],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'out of memory with 8 members on each device' in done.stderr
 
 
 def test_the_base_id_is_that_of_the_ledger():

@@ -12,7 +12,7 @@ import pytest
 import thicket
 from thicket import perturb, sharding, trees
 from thicket.blocks import LedgerError
-from thicket.population import BASE
+from thicket.population import BASE, OutOfMemory
 
 SEED, SIGMA = 7, 0.5
 X = np.linspace(-2, 2, 24, dtype=np.float32).reshape(12, 2)
@@ -441,7 +441,7 @@ def test_the_base_is_never_modified(params):
     ),
     (
       {'family': 'normal'},
-      "noise family 'normal' is not one of ('gaussian', 'rademacher')",
+      "noise family 'normal'; known: gaussian, rademacher, low_rank",
     ),
     (
       {'scale': 'rms'},
@@ -587,3 +587,41 @@ def test_the_folder_of_another_search_is_refused(
   _search(params, num_members=3, workdir=tmp_path)
   with pytest.raises(LedgerError, match=field):
     _search(params, num_members=3, workdir=tmp_path, **settings)
+
+
+# Memory.
+
+
+def _scarce(monkeypatch, room):
+  """Memory holds the weights of so many members."""
+  write = perturb.Perturber.write
+
+  def scarce(self, ids, *args):
+    if len(ids) > room:
+      jnp.zeros((2**25, 2**25), jnp.uint8).block_until_ready()  # 2**50 bytes
+    return write(self, ids, *args)
+
+  monkeypatch.setattr(perturb.Perturber, 'write', scarce)
+
+
+@pytest.mark.parametrize('prune_after', [(), (4,)])
+def test_a_search_that_runs_out_of_memory_is_one_of_smaller_chunks(
+  prune_after, params, monkeypatch, caplog
+):
+  settings = {'num_members': 13, 'mesh': _mesh(1), 'prune_after': prune_after}
+  settings |= {'max_reward': 100.0} if prune_after else {}
+  want = _search(params, members_per_device=2, **settings)
+  with monkeypatch.context() as patch:
+    _scarce(patch, 2)
+    found = _search(params, members_per_device=8, **settings)
+    outputs = found.ensemble(DATA)
+  assert 'going on with 2; products of another size' in caplog.text
+  np.testing.assert_array_equal(_rewards(found), _rewards(want))
+  assert found.members == want.members
+  np.testing.assert_allclose(outputs, want.ensemble(DATA), rtol=1e-5)
+
+
+def test_a_search_of_members_too_large_is_refused(params, monkeypatch):
+  _scarce(monkeypatch, 0)
+  with pytest.raises(OutOfMemory, match='a single member on each device'):
+    _search(params, mesh=_mesh(1))

@@ -10,6 +10,7 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import made
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ import same
 import tiny_gguf
 from rich.console import Console
 
-from thicket import evaluation, ranking, report, run, sharding, tasks
+from thicket import (
+  engine,
+  evaluation,
+  fit,
+  ranking,
+  report,
+  run,
+  sharding,
+  tasks,
+)
 from thicket.arguments import ArgumentError, load_config
 from thicket.ledger import Ledger, RecipeMismatch
 from thicket.models.hub import HubError
@@ -63,7 +73,8 @@ def _devices(count):
   """Runs get a mesh of so many devices."""
   make = sharding.make_mesh
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, 'make_mesh', lambda: make(jax.devices()[:count]))
+    some = lambda model=1: make(jax.devices()[:count], model)
+    patch.setattr(sharding, 'make_mesh', some)
     yield
 
 
@@ -159,6 +170,10 @@ def test_the_summary_is_json_with_everything_in_it(finished):
     'seconds',
     'compile_seconds',
     'tokens_per_second',
+    'finished_share',
+    'filler_share',
+    'memo_hits',
+    'device_idle_share',
   }
   assert stored['selection']['rows'] == 64
   assert stored['test']['rows'] == 32
@@ -339,6 +354,10 @@ def test_with_everything_stored_nothing_is_generated(
     'seconds': 0.0,
     'compile_seconds': 0.0,
     'tokens_per_second': None,
+    'finished_share': None,
+    'filler_share': None,
+    'memo_hits': 0,
+    'device_idle_share': None,
   }
   assert summary['recipe'] == finished.summary['recipe']
   for part in ('rows', 'base', 'members'):
@@ -620,6 +639,62 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
   assert ranges == 1 + -(-N // per_range)  # the base has its own
 
 
+# Memory.
+
+
+@pytest.mark.parametrize('after', [1, 3, 8])
+def test_memory_that_runs_out_leaves_no_trace(
+  after, model, finished, tmp_path, monkeypatch, caplog
+):
+  generate, sizes = engine.Engine.generate, []
+
+  def scarce(self, decoding, weights, member_ids, *args):
+    sizes.append(len(member_ids))
+    if len(sizes) > after and len(member_ids) > 1:
+      jnp.zeros((2**25, 2**25), jnp.uint8).block_until_ready()  # 2**50 bytes
+    return generate(self, decoding, weights, member_ids, *args)
+
+  monkeypatch.setattr(engine.Engine, 'generate', scarce)
+  _, summary = _run(_config(model, run__members_per_device=3), tmp_path)
+  assert sizes[after + 1] == 1
+  assert 'out of memory with 3 members on each device' in caplog.text
+  _assert_same_rows(tmp_path, finished.folder)
+  for part in ('recipe', 'selection', 'selected', 'test'):
+    assert summary[part] == finished.summary[part]
+  # Nothing was judged or told twice.
+  for count in ('answers', 'tokens'):
+    want = finished.summary['work']['this_run'][count]
+    assert summary['work']['this_run'][count] == want
+  told, lines = (
+    (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    for folder in (tmp_path, finished.folder)
+  )
+  assert sorted(told) == sorted(lines)
+
+
+def test_as_many_members_as_fit(model, finished, tmp_path, caplog):
+  caplog.set_level('INFO')
+  console = Console(file=io.StringIO(), width=80)
+  with _devices(1):
+    run.Run(_config(model), str(tmp_path), console, fit_members=True).finish()
+  (said,) = [x for x in caplog.messages if 'a step on each device' in x]
+  assert said.startswith(f'{N} members a step on each device: base 0 MB, ')
+  assert f'generation for {N} members x 32 prompts' in caplog.text
+  _assert_same_rows(tmp_path, finished.folder)
+
+
+@pytest.mark.parametrize('fit_members', [False, True])
+def test_what_memory_does_not_hold_is_refused_before_it_runs(
+  fit_members, model, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(fit, 'host_free_bytes', lambda: 10**5)
+  config = _config(model, run__members_per_device=2)
+  with pytest.raises(fit.FitError, match=r'decode\.rows') as caught:
+    run.Run(config, str(tmp_path / 'work'), fit_members=fit_members)
+  assert isinstance(caught.value, run.USER_ERRORS)
+  assert '\n' not in str(caught.value)
+
+
 # Configurations that make no sense.
 
 
@@ -717,6 +792,11 @@ def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
       ConfigError,
       {'controls__prompt_search': 1},
       'controls.prompt_search = 1: N is at least K = 2; 0 for no search',
+    ),
+    (
+      ConfigError,
+      {'run__judge_processes': -1},
+      'run.judge_processes = -1 is below 0, which is for none',
     ),
     (
       ConfigError,
@@ -860,3 +940,62 @@ def test_the_committed_config_is_a_plan(arg, model):
 def test_a_variant_that_does_not_exist_is_named():
   with pytest.raises(ArgumentError, match=r'configs/llm\.py:fast'):
     load_config(f'{ROOT / "configs" / "llm.py"}:fast')
+
+
+# Low rank, mirror images, and a model on several devices.
+
+
+def test_low_rank_members_answer_alike_on_any_number_of_devices(
+  model, tmp_path
+):
+  config = _config(
+    model,
+    population__family='low_rank:2',
+    population__antithetic=True,
+    run__members_per_device=2,
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+  one, summary = _run(config, tmp_path / 'one')
+  assert one._members._perturber.in_axes['params']['embed']['embedding'] is None
+  assert summary['recipe']['noise']['family'] == 'low_rank:2'
+  assert summary['recipe']['noise']['antithetic'] is True
+  _run(config, tmp_path / 'eight', devices=8)
+  _assert_same_rows(tmp_path / 'eight', tmp_path / 'one')
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / 'one' / 'metrics.jsonl').read_text().splitlines()
+  ]
+  sigmas = {line['member']: line['sigma'] for line in lines}
+  assert sigmas == {BASE: 0, 0: 0.05, 1: 0.05, 2: 0.2, 3: 0.2}
+  rewards = _view(tmp_path / 'one').reward[:, :, 0]
+  assert len({row.tobytes() for row in rewards}) == N + 1
+
+
+@pytest.mark.parametrize('family', ['gaussian', 'low_rank'])
+def test_devices_that_share_a_model_go_on_with_the_same_ledger(
+  model, tmp_path, family
+):
+  settings = {
+    'population__family': family,
+    'controls__temperatures': (),
+    'controls__prompts': False,
+  }
+  _run(_config(model, **settings), tmp_path / 'one')
+  shared = _config(model, run__model_axis=2, **settings)
+  job, _ = _run(shared, tmp_path / 'shared', devices=8)
+  assert dict(job._members._mesh.shape) == {'members': 4, 'model': 2}
+  one, other = (_view(tmp_path / x) for x in ('one', 'shared'))
+  np.testing.assert_array_equal(one.members, other.members)
+  # Answers are of a digit or three tokens; those of near ties may differ.
+  assert (one.num_tokens == other.num_tokens).mean() > 0.98
+  assert (one.reward == other.reward).mean() > 0.98
+  # The mesh is not in the recipe: another one goes on where this one was.
+  job, _ = _run(shared, tmp_path / 'one', devices=2)
+  assert job._work.facts()['answers'] == 0
+
+
+def test_a_model_axis_that_does_not_fit_the_devices(model, tmp_path):
+  for count, message in ((3, 'model axis = 3 does not divide 8'), (0, '= 0')):
+    with pytest.raises(ConfigError, match=f'run.model_axis.*{message}'):
+      _run(_config(model, run__model_axis=count), tmp_path, devices=8)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
-from thicket import decode, prng, sampling
+from thicket import batching, decode, prng, sampling
 from thicket.models import decoder
 
 # The draws are fixed, so what passes once passes always.
@@ -549,7 +549,7 @@ G, PAD = 6, 63
 SMALL = dataclasses.replace(tiny.CONFIG, num_layers=1)
 PREFIX = np.array([7, 3, 44], np.int32)
 SUFFIXES = [[2], [8, 30, 4], [50, 6, 17, 40, 22], [11, 60]]
-(PROMPTS,) = decode.batches(SUFFIXES, ROW_IDS, 4, PAD)
+(PROMPTS,) = batching.batches(SUFFIXES, ROW_IDS, 4, PAD)
 TEMPERATURE, SEED = 1.5, 21
 STOP_IDS = (10, 18, 20, 48, 57)
 
@@ -609,7 +609,7 @@ def test_a_draw_among_many_is_the_draw_alone():
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[m])
     np.testing.assert_array_equal(alone.length[0], together.length[m])
   # Nor does it depend on the questions beside it.
-  (few,) = decode.batches(SUFFIXES, ROW_IDS, 4, PAD, [2])
+  (few,) = batching.batches(SUFFIXES, ROW_IDS, 4, PAD, [2])
   alone = _answers(one, [-1], [63], few)
   row = int(np.flatnonzero(PROMPTS.prompt == 2)[0])
   np.testing.assert_array_equal(alone.tokens[0, 0], together.tokens[2, row])

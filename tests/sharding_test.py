@@ -1,23 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One axis over devices; the base whole on each, members split among them."""
+"""Two axes over devices: members apart, the parts of a model side by side."""
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
-from thicket import sharding
+from thicket import sharding, trees
 
 
 @pytest.mark.parametrize('count', [1, 2, 8])
-def test_the_mesh_is_one_auto_axis(count):
+@pytest.mark.parametrize('model', [1, 2, 8])
+def test_the_mesh_has_two_auto_axes(count, model):
   devices = jax.devices()[:count]
-  mesh = sharding.make_mesh(devices)
-  assert mesh.axis_names == ('members',)
-  assert mesh.axis_types == (AxisType.Auto,)
-  assert dict(mesh.shape) == {'members': count}
-  assert sharding.num_devices(mesh) == count
-  assert set(mesh.devices.flat) == set(devices)
+  if model > count:
+    with pytest.raises(ValueError, match=f'model axis = {model} does not'):
+      sharding.make_mesh(devices, model)
+    return
+  mesh = sharding.make_mesh(devices, model)
+  assert mesh.axis_names == ('members', 'model')
+  assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+  assert dict(mesh.shape) == {'members': count // model, 'model': model}
+  assert sharding.num_devices(mesh) == count // model
+  # Neighbours share a model.
+  assert mesh.devices.tolist() == np.reshape(devices, (-1, model)).tolist()
+
+
+def test_a_mesh_of_no_model_devices_is_refused():
+  with pytest.raises(ValueError, match='model axis = 0'):
+    sharding.make_mesh(model=0)
+
+
+def test_axes_are_split_where_their_units_allow_it():
+  mesh = sharding.make_mesh(model=4)
+  axis = lambda units: trees.Axis('heads', units)
+  assert sharding.split(mesh, axis(8)) == 'model'
+  assert sharding.split(mesh, axis(6)) is None
+  assert sharding.split(mesh, None) is None
+  assert sharding.split(sharding.make_mesh(), axis(8)) is None
+  leaf = trees.Leaf((6, 24), (trees.Segment('w', 0, 6),), (None, axis(8)))
+  assert sharding.of_leaf(mesh, leaf) == PartitionSpec(None, 'model')
+  placed = sharding.place(mesh, [np.arange(144.0).reshape(6, 24)], [leaf])[0]
+  assert {shard.data.shape for shard in placed.addressable_shards} == {(6, 6)}
+  with pytest.raises(KeyError, match='window'):
+    sharding.split(mesh, trees.Axis('window', 8))
 
 
 def test_by_default_the_mesh_has_every_device():

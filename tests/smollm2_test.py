@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thicket import decode, sampling
+from thicket import batching, decode, sampling
 from thicket.models.load import load
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_greedy_tokens_behind_a_padded_prompt(model, members, shared):
   )
   # A shorter neighbour, so that one row is padded and the batch is not alone.
   suffixes = [PROMPT[shared:], PROMPT[shared:-6] + PROMPT[-3:]]
-  (prompts,) = decode.batches(suffixes, range(2), 2, model.tokenizer.pad_id)
+  (prompts,) = batching.batches(suffixes, range(2), 2, model.tokenizer.pad_id)
   slots = decode.cache_slots(prompts.tokens.shape[1], len(GREEDY))
   axes = jax.tree.map(lambda _: 0, model.params)
 

@@ -5,6 +5,10 @@ Generation is dispatched chunk by chunk, and while the devices run one chunk
 the host judges the one before and saves it. Ranges are saved as they fill;
 whatever interrupts the work, what has been judged is saved first. With several
 processes each judges what its own devices hold, and all save the rows of all.
+
+The base's own first answers are given before all others to the same questions
+under the same condition: their lengths say who shares a batch (see
+`batching`).
 """
 
 from __future__ import annotations
@@ -21,12 +25,15 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from thicket import decode, engine, evaluation, processes
-from thicket.blocks import Block, from_block, pack, to_block, unpack
+from thicket import batching, decode, engine, evaluation, processes
+from thicket.blocks import BASE, Block, from_block, pack, to_block, unpack
 from thicket.ledger import Ledger, LedgerError, uninterrupted
 from thicket.plan import Condition
 from thicket.population import Members, Population
 from thicket.progress import tally
+from thicket.watch import Watch
+
+FIRST = (BASE, 0)  # the unit by whose answers all others are batched
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +79,7 @@ class Work:
     self._range, self._keep_texts = members_per_range, keep_texts
     self._console = console
     self._counts = {'answers': 0, 'tokens': 0, 'seconds': 0.0}
+    self._row_steps, self._pending_s = batching.RowSteps(), 0.0
 
   def answer(
     self,
@@ -82,6 +90,20 @@ class Work:
     label: str,
   ) -> None:
     """Has (member, draw) units answer the questions with these indices."""
+    units = [(int(member), int(draw)) for member, draw in units]
+    if FIRST in units and len(units) > 1:
+      self._answer(desk, split, which, [FIRST], f'{label}: the base first')
+      units.remove(FIRST)
+    self._answer(desk, split, which, units, label)
+
+  def _answer(
+    self,
+    desk: Desk,
+    split: str,
+    which: np.ndarray,
+    units: Sequence[tuple[int, int]],
+    label: str,
+  ) -> None:
     questions = desk.questions[split]
     # Each works out by itself what is missing: one that sees another folder
     # would wait for the others for ever, or mix its rows with theirs.
@@ -89,7 +111,7 @@ class Work:
     processes.agree(
       'what is missing', hashlib.sha256(asked.encode()).hexdigest()
     )
-    batches = questions.batches(which)
+    batches = questions.batches(which, _lengths(desk, split, which))
     step = engine.answer_all(self._engine, desk.decoding, desk.prefix, batches)
     keep_texts = self._keep_texts in (split, 'all')
     saver = _Saver(
@@ -98,12 +120,25 @@ class Work:
       self._range,
       lambda blocks: self._log(desk.condition, split, blocks),
     )
+    self._judge.start()  # processes warm up while programs compile
     start, compiled = time.monotonic(), self._engine.compile_s
     members, draws = zip(*units, strict=True)
     order = {unit: i for i, unit in enumerate(units)}
     unit = 'samples' if desk.condition.temperature else 'members'
-    with tally(self._console, label, len(units), unit) as progress, saver:
-      for ids, numbers, generated in self._members.run(members, step, draws):
+    watch = Watch()
+
+    def watched(*args: Any) -> Any:
+      before = self._engine.compile_s
+      results = step(*args)
+      watch.dispatched(results, self._engine.compile_s - before)
+      return results
+
+    with (
+      tally(self._console, label, len(units), unit) as progress,
+      saver,
+      watch,
+    ):
+      for ids, numbers, generated in self._members.run(members, watched, draws):
         blocks = self._judge(
           questions, which, batches, generated, ids, numbers,
           keep_texts=keep_texts,
@@ -113,16 +148,35 @@ class Work:
         progress.advance(len(blocks))
         self._counts['answers'] += len(blocks) * len(which)
         self._counts['tokens'] += sum(int(b.num_tokens.sum()) for b in blocks)
+        for batch, answers in zip(batches, generated, strict=True):
+          self._row_steps += batching.row_steps(batch, answers)
+        watch.turn()
     compiling = self._engine.compile_s - compiled
     self._counts['seconds'] += time.monotonic() - start - compiling
+    self._pending_s += watch.pending_s
+
+  def close(self) -> None:
+    """Ends the processes that judge, if there are any."""
+    self._judge.close()
 
   def facts(self) -> dict[str, Any]:
-    """What was generated here, in how many seconds without compilation."""
+    """What was generated here, in how many seconds without compilation.
+
+    Shares are in [0, 1], and None where nothing was generated: of row-steps
+    (see `batching.RowSteps`) that finished rows and fillers took, and of the
+    seconds in which no dispatched work was pending.
+    """
     tokens, seconds = self._counts['tokens'], self._counts['seconds']
+    idle = 1 - self._pending_s / seconds if seconds else None
     return {
       **self._counts,
       'compile_seconds': self._engine.compile_s,
       'tokens_per_second': tokens / seconds if seconds else None,
+      'finished_share': self._row_steps.finished_share,
+      'filler_share': self._row_steps.filler_share,
+      'memo_hits': self._judge.memo_hits,
+      # Clocks are read one after the other.
+      'device_idle_share': idle and min(1.0, max(0.0, idle)),
     }
 
   def _log(
@@ -153,6 +207,16 @@ class Work:
       raise LedgerError(
         f'{self._metrics}: cannot be written: {error.strerror}'
       ) from error
+
+
+def _lengths(desk: Desk, split: str, which: np.ndarray) -> np.ndarray | None:
+  """Tokens of the base's first answers to these questions, if all are held.
+
+  What the limit cut counts as it is: members are cut there too.
+  """
+  row_ids = desk.questions[split].row_ids[which]
+  base = desk.ledger.view(split, [BASE], row_ids, (0,))
+  return base.num_tokens[0, :, 0] if base.seen.all() else None
 
 
 def _everyone(

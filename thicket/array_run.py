@@ -168,6 +168,7 @@ class ArrayRun:
         mesh=self.mesh,
         family=population.family,
         scale=population.scale,
+        antithetic=population.antithetic,
         only=population.only,
         skip=population.skip,
         members_per_device=config.run.members_per_device,

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thicket.models.decoder import Context, Decoder, KeyValue
-from thicket.sampling import Choose, Rows, row_words
+from thicket.sampling import Choose, Rows
 
 Tree = Any
 
@@ -111,52 +111,6 @@ def bucket(length: int) -> int:
     power = 1 << (size.bit_length() - 1)
     size += max(8, power // 2)
   return size
-
-
-def batches(
-  suffixes: Sequence[Sequence[int]],
-  row_ids: Sequence[int] | np.ndarray,
-  rows: int,
-  pad_id: int,
-  prompts: Sequence[int] | np.ndarray | None = None,
-) -> list[Prompts]:
-  """Groups prompts of similar length into batches of one row count.
-
-  Args:
-    suffixes: tokens of each prompt behind the shared prefix, none empty.
-    row_ids: what each prompt is known by.
-    rows: B; the last batch is filled with rows that are not live.
-    pad_id: the token on the left of short rows.
-    prompts: indices of those to be answered; by default all.
-
-  Returns:
-    Batches of B rows; each prompt stands in exactly one of them, with its
-    index in `suffixes` as its number. A function of the arguments alone.
-  """
-  asked = range(len(suffixes)) if prompts is None else map(int, prompts)
-  order = sorted(asked, key=lambda i: (len(suffixes[i]), i))
-  words = row_words(row_ids)
-  result = []
-  for start in range(0, len(order), rows):
-    chosen = order[start : start + rows]
-    length = np.array([len(suffixes[i]) for i in chosen], np.int32)
-    size = bucket(int(length.max()))
-    tokens = np.full((rows, size), pad_id, np.int32)
-    for row, i in enumerate(chosen):
-      tokens[row, size - len(suffixes[i]) :] = suffixes[i]
-    fill = rows - len(chosen)
-    tokens[len(chosen) :] = tokens[0]
-    numbers = np.append(chosen, np.full(fill, chosen[0])).astype(np.int32)
-    result.append(
-      Prompts(
-        tokens=tokens,
-        length=np.append(length, np.full(fill, length[0], np.int32)),
-        prompt=numbers,
-        row=words[numbers],
-        live=np.arange(rows) < len(chosen),
-      )
-    )
-  return result
 
 
 def empty_caches(

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from thicket import decode, sharding
+from thicket import decode, sharding, trees
 from thicket.models.decoder import Decoder
 
 Tree = Any
@@ -50,6 +50,11 @@ class Engine:
     self._weight_specs = sharding.weight_specs(in_axes)
     self._programs: dict[Any, Any] = {}
     self._caches: tuple[Any, Tree] | None = None
+    c = model.config
+    heads = sharding.split(mesh, trees.Axis('heads', c.num_kv_heads))
+    self._cache_place = NamedSharding(
+      mesh, PartitionSpec(sharding.MEMBERS, None, heads)
+    )
     self.compile_s = 0.0
 
   def prefill(self, weights: Tree, prefix: Sequence[int]) -> Tree:
@@ -60,6 +65,7 @@ class Engine:
       mesh=self._mesh,
       in_specs=(self._weight_specs, PartitionSpec()),
       out_specs=_MEMBERS,
+      axis_names=sharding.manual_axes(self._mesh),
     )
     fn = functools.partial(decode.prefill_prefix, self._model)
     local = lambda weights, prefix: fn(weights, self._in_axes, prefix)
@@ -98,11 +104,17 @@ class Engine:
     slots = decode.cache_slots(size, decoding.max_new_tokens)
     shape = (members, rows, slots)
     if self._caches is None or self._caches[0] != shape:
-      self._caches = None  # freed before the new ones are made
-      placed = sharding.over_members(self._mesh)
+      # Freed before the new ones are made: on CPU, once no batch that was
+      # dispatched needs them. Else those of all that wait are there at once.
+      old, self._caches = self._caches, None
+      if self._mesh.devices.flat[0].platform == 'cpu':
+        jax.block_until_ready(old)
+      del old
       self._caches = (
         shape,
-        decode.empty_caches(self._model, *shape, self._dtype, placed),
+        decode.empty_caches(
+          self._model, *shape, self._dtype, self._cache_place
+        ),
       )
 
     def local(weights, ids, draws, prefix, prompts, caches):
@@ -124,6 +136,7 @@ class Engine:
       mesh=self._mesh,
       in_specs=(self._weight_specs, *[_MEMBERS] * 3, replicated, _MEMBERS),
       out_specs=_MEMBERS,
+      axis_names=sharding.manual_axes(self._mesh),
     )
     caches, self._caches = self._caches[1], None
     sizes = dict(zip(('members', 'prompts', 'slots'), shape, strict=True))

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from thicket import decode, sampling
+from thicket import batching, decode, sampling
 from thicket.blocks import Block
+from thicket.judging import Judges
 from thicket.models.tokenizer import Tokenizer, stop_table, truncate
 from thicket.tasks import base as tasks
 
+_Said = tuple[int, bytes]  # a row's id, and int32 tokens that answer it
 _MEMO_SIZE = 100_000  # judged texts; about 100 MB of long answers
 
 
@@ -43,10 +45,18 @@ class Questions:
     """int64 [r], the ledger's keys of the rows."""
     return np.array([example.row_id for example in self.examples], np.int64)
 
-  def batches(self, which: np.ndarray | None = None) -> list[decode.Prompts]:
-    """Batches of all prompts, or of those `which` names by their index."""
-    return decode.batches(
-      self.suffixes, self.row_ids, self.rows, self.pad_id, which
+  def batches(
+    self,
+    which: np.ndarray | None = None,
+    answers: np.ndarray | None = None,
+  ) -> list[decode.Prompts]:
+    """Batches of all prompts, or of those `which` names by their index.
+
+    `answers` says how many tokens the base took for each of them, None that
+    this is not known; see `batching`.
+    """
+    return batching.batches(
+      self.suffixes, self.row_ids, self.rows, self.pad_id, which, answers
     )
 
 
@@ -143,12 +153,36 @@ class Judge:
   """Turns generated tokens into rows of the ledger.
 
   A text is judged once for each question, however many members write it.
+
+  Attributes:
+    memo_hits: answers that needed no judging, as they were known.
   """
 
-  def __init__(self, task: tasks.Task, tokenizer: Tokenizer):
-    """Takes the task's rules and the tokenizer that spells answers."""
+  def __init__(
+    self, task: tasks.Task, tokenizer: Tokenizer, processes: int = 0
+  ):
+    """Takes the task's rules and the tokenizer that spells answers.
+
+    Args:
+      task: judges.
+      tokenizer: spells.
+      processes: that judge beside this one, see `judging.Judges`; 0: none.
+
+    Raises:
+      TaskError: the task cannot be sent to processes.
+    """
     self._task, self._tokenizer = task, tokenizer
-    self._memo: dict[tuple[int, bytes], tuple[tasks.Judgement, str]] = {}
+    self._judges = Judges(task, processes)
+    self._memo: dict[_Said, tuple[tasks.Judgement, str]] = {}
+    self.memo_hits = 0
+
+  def start(self) -> None:
+    """Starts processes that judge, if there are to be any, ahead of need."""
+    self._judges.start()
+
+  def close(self) -> None:
+    """Ends them."""
+    self._judges.close()
 
   def __call__(
     self,
@@ -174,10 +208,14 @@ class Judge:
 
     Returns:
       For each of the m a block [1, r, 1].
+
+    Raises:
+      TaskError: the task fails at a text, which is named.
     """
     place = {int(prompt): i for i, prompt in enumerate(which)}
-    m, r = len(member_ids), len(place)
-    judged: list[list] = [[None] * r for _ in range(m)]
+    asked = [questions.examples[prompt] for prompt in place]
+    m, r = len(member_ids), len(asked)
+    said: list[list] = [[None] * r for _ in range(m)]
     num_tokens = np.zeros((m, r), np.int32)
     truncated = np.zeros((m, r), bool)
     for batch, answers in zip(batches, generated, strict=True):
@@ -186,18 +224,18 @@ class Judge:
       num_tokens[:, where] = answers.length[:, live]
       truncated[:, where] = ~answers.stopped[:, live]
       for row, i in zip(live, where, strict=True):
-        example = questions.examples[batch.prompt[row]]
         for member in range(m):
           tokens = answers.tokens[member, row, : answers.length[member, row]]
-          judged[member][i] = self._judge(example, tokens)
+          said[member][i] = asked[i].row_id, tokens.tobytes()
+    known = self._judge(asked, [key for row in said for key in row])
     row_ids = questions.row_ids[which]
     return [
       _block(
         int(member_ids[i]),
         int(draws[i]),
         row_ids,
-        [judgement for judgement, _ in judged[i]],
-        [text for _, text in judged[i]] if keep_texts else None,
+        [known[key][0] for key in said[i]],
+        [known[key][1] for key in said[i]] if keep_texts else None,
         num_tokens[i],
         truncated[i],
       )
@@ -205,19 +243,31 @@ class Judge:
     ]
 
   def _judge(
-    self, example: tasks.Example, tokens: np.ndarray
-  ) -> tuple[tasks.Judgement, str]:
-    key = example.row_id, tokens.tobytes()
-    if key not in self._memo:
-      if len(self._memo) >= _MEMO_SIZE:
-        self._memo.clear()
-      # Rows of a padded embedding are no tokens; a member that is broken
-      # enough to choose one says nothing by it.
-      known = tokens[tokens < self._tokenizer.vocab_size]
-      text = self._tokenizer.decode(known.tolist())
-      text = truncate(text, self._task.stop_strings)
-      self._memo[key] = tasks.judge(self._task, text, example), text
-    return self._memo[key]
+    self, asked: Sequence[tasks.Example], said: Sequence[_Said]
+  ) -> dict[_Said, tuple[tasks.Judgement, str]]:
+    """The judgement and the text of all that was said to what was asked."""
+    rows = {example.row_id: example for example in asked}
+    unique = dict.fromkeys(said)
+    known = {key: self._memo[key] for key in unique if key in self._memo}
+    new = [key for key in unique if key not in known]
+    texts = [self._text(tokens) for _, tokens in new]
+    judged = self._judges(
+      [(rows[key[0]], text) for key, text in zip(new, texts, strict=True)]
+    )
+    fresh = dict(zip(new, zip(judged, texts, strict=True), strict=True))
+    if len(self._memo) + len(fresh) > _MEMO_SIZE:
+      self._memo.clear()
+    self._memo |= fresh
+    self.memo_hits += len(said) - len(new)
+    return known | fresh
+
+  def _text(self, data: bytes) -> str:
+    tokens = np.frombuffer(data, np.int32)
+    # Rows of a padded embedding are no tokens; a member that is broken
+    # enough to choose one says nothing by it.
+    known = tokens[tokens < self._tokenizer.vocab_size]
+    text = self._tokenizer.decode(known.tolist())
+    return truncate(text, self._task.stop_strings)
 
 
 def _block(

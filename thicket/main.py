@@ -14,6 +14,7 @@ import sys
 import traceback
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
@@ -29,6 +30,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run; runs/TASK-MODEL-RECIPE if not given.'
+)
+_MEMBERS = flags.DEFINE_string(
+  'members_per_step',
+  None,
+  'Members on a device at a time, in place of config.run.members_per_device; '
+  'auto: as many as memory holds.',
 )
 _CACHE = flags.DEFINE_string(
   'compilation_cache', None, 'Folder in which JAX keeps compiled programs.'
@@ -77,13 +84,11 @@ def main(argv: list[str]) -> int:
   if console.is_terminal:
     _log_above_bars(console)
   config = _CONFIG.value
-  is_text = 'decode' in config
-  kind = run.Run if is_text else array_run.ArrayRun
-  job = kind(config, _WORKDIR.value, console)
+  job = _job(config, _MEMBERS.value, console)
   resume = arguments.command(sys.argv)
   try:
     job.finish()
-  except (KeyboardInterrupt, run.LedgerError) as error:
+  except (KeyboardInterrupt, run.LedgerError, run.OutOfMemory) as error:
     processes.outlast(error)
     interrupted = isinstance(error, KeyboardInterrupt)
     _say('stopped' if interrupted else error)
@@ -104,6 +109,27 @@ def main(argv: list[str]) -> int:
   print(f'resume    {resume}')
   print(f'enlarge   {arguments.command(sys.argv, size)}')
   return 0
+
+
+def _job(
+  config: ml_collections.ConfigDict, members: str | None, console: Console
+) -> run.Run | array_run.ArrayRun:
+  """The run of a configuration, with so many members at a time."""
+  is_text, is_auto = 'decode' in config, members == 'auto'
+  if members is not None and not is_auto:
+    if not (members.isdecimal() and int(members) > 0):
+      raise arguments.ArgumentError(
+        f'--members_per_step={members}: auto, or a number of at least 1'
+      )
+    config.run.members_per_device = int(members)
+  if is_text:
+    return run.Run(config, _WORKDIR.value, console, fit_members=is_auto)
+  if is_auto:
+    raise arguments.ArgumentError(
+      '--members_per_step=auto: what fits is known of text runs only; give a '
+      'number'
+    )
+  return array_run.ArrayRun(config, _WORKDIR.value, console)
 
 
 def _join() -> None:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise families, and members' weights written into donated buffers.
+"""Members' weights, written into donated buffers.
 
-A member's weights are w + c * n: w a base weight, n the member's own noise for
-that element (see `prng`), c = sigma, or sigma times the tensor's root mean
-square under relative sigma. The sum is taken in float32 and rounded once to
-the weight's dtype. The base is never modified, so there is no restore step and
-nothing drifts (RandOpt, arXiv 2603.12228, section 4; its released code shares
-one noise stream among all tensors, which this module exists to avoid).
+A member's weights are w + c * n: w a base weight, n the member's own unit noise
+for that element (see `families`), c = sigma times the tensor's scale (see
+`scales`). The sum is taken in float32 and rounded once to the weight's dtype.
+The base is never modified, so there is no restore step and nothing drifts
+(RandOpt, arXiv 2603.12228, section 4; its released code shares one noise stream
+among all tensors, which this project exists to avoid).
 
-Axes: M members, R rows and C columns of an array seen as a matrix, S tensors
-one under the other in it.
+Members of a low-rank family can also be left factored: the base stays as it
+is, shared by all of them, and thin factors of c * n stand beside it in the
+collection `noise`, for models that know it (`models.layers`).
+
+Axes: M members, S tensors one under the other in an array.
 """
 
 from __future__ import annotations
@@ -21,82 +24,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from thicket import prng, sharding, trees
-
-FAMILIES = ('gaussian', 'rademacher')
-SCALES = ('absolute', 'relative')
+from thicket import families, prng, sharding, trees
+from thicket.scales import tensor_scales
 
 Tree = Any
-
-
-def _across_rows(values: jax.Array, rows: tuple[int, ...]) -> jax.Array:
-  """Spreads one value a tensor, [S], over the tensor's rows, [R or 1, 1]."""
-  if len(rows) == 1:
-    return values[:, None]
-  spread = values[np.repeat(np.arange(len(rows)), rows)][:, None]
-  # Kept out of the fusion: a short column that is read, not a gather each.
-  return jax.lax.optimization_barrier(spread)
-
-
-def _words(keys: jax.Array, rows: tuple[int, ...], columns: int) -> jax.Array:
-  """The words [R, C] of tensors of the given rows, from their keys [S, 2]."""
-  local = None if len(rows) == 1 else np.concatenate([*map(np.arange, rows)])
-  key = _across_rows(keys[:, 0], rows), _across_rows(keys[:, 1], rows)
-  return prng.words(key, prng.index_words(sum(rows), columns, local))
-
-
-def _gaussian(
-  keys: jax.Array, rows: tuple[int, ...], columns: int
-) -> jax.Array:
-  """Standard normal noise, float32 [R, C]; a word each."""
-  return prng.gaussian(_words(keys, rows, columns))
-
-
-def _rademacher(
-  keys: jax.Array, rows: tuple[int, ...], columns: int
-) -> jax.Array:
-  """Signs +1 or -1, float32 [R, C].
-
-  A word holds the signs of 32 neighbours of a row, lowest bit first (0 is +1),
-  and each row starts a new word: the word of an element has the index
-  `row * ceil(C / 32) + column // 32`.
-  """
-  packed = _words(keys, rows, -(-columns // 32))
-  # Shift right, reshape, shift left: of several equal spellings the one that
-  # XLA vectorises on CPU (5x); the others draw a word again for each bit.
-  packed = jax.lax.optimization_barrier(packed)
-  lanes = np.arange(32, dtype=np.uint32)[None, None]
-  bits = (packed[:, :, None] >> lanes).reshape(sum(rows), -1)[:, :columns]
-  one = np.float32(1).view(np.uint32)
-  return jax.lax.bitcast_convert_type(
-    (bits << np.uint32(31)) | one, jnp.float32
-  )
-
-
-_DRAW = {'gaussian': _gaussian, 'rademacher': _rademacher}
-
-
-def draw(family: str, keys: jax.Array, leaf: trees.Leaf) -> jax.Array:
-  """The noise of one member for one array.
-
-  Args:
-    family: one of `FAMILIES`; both have mean 0 and standard deviation 1.
-    keys: uint32 [S, 2], the keys of the array's tensors.
-    leaf: the array's shape and tensors.
-
-  Returns:
-    float32 array of the leaf's shape.
-  """
-  return _DRAW[family](keys, leaf.rows, leaf.num_columns).reshape(leaf.shape)
 
 
 def _member_array(base, keys, coefficients, *, family, leaf):
   """One member's array, of the shape and dtype of `base`."""
   weights = base.reshape(sum(leaf.rows), leaf.num_columns)
-  noise = _DRAW[family](keys, leaf.rows, leaf.num_columns)
-  scale = _across_rows(coefficients, leaf.rows)
+  noise = families.matrix(family, keys, leaf)
+  scale = families.across_rows(coefficients, leaf.rows)
   moved = weights.astype(jnp.float32) + scale * noise
   # A frozen tensor, and the base itself as member -1, keep every bit: adding
   # 0 * n would turn -0 into +0.
@@ -113,47 +53,46 @@ def _member_array(base, keys, coefficients, *, family, leaf):
 def _materialise(buffer, base, keys, coefficients, *, family, leaf, mesh):
   """Members' arrays [M, ...] in the place of `buffer`, which is donated."""
   del buffer  # its memory becomes the result's
+  one = functools.partial(_member_array, family=family, leaf=leaf)
+  members = PartitionSpec(sharding.MEMBERS)
+  written = jax.shard_map(
+    jax.vmap(one, in_axes=(None, 0, 0)),
+    mesh=mesh,
+    in_specs=(PartitionSpec(), members, members),
+    out_specs=members,
+    axis_names=sharding.manual_axes(mesh),
+  )(base, keys, coefficients)
+  placed = NamedSharding(mesh, sharding.of_member_leaf(mesh, leaf))
+  return jax.lax.with_sharding_constraint(written, placed)
+
+
+@functools.partial(jax.jit, static_argnames=('rank', 'leaf', 'mesh'))
+def _factor(keys, coefficients, *, rank, leaf, mesh):
+  """Members' factors [M, ...], a list of n, of n arrays of one shape.
+
+  From keys uint32 [M, n, S, 2] and coefficients float32 [M, n, S].
+  """
   members = PartitionSpec(sharding.MEMBERS)
 
-  def local(base, keys, coefficients):
-    one = functools.partial(_member_array, family=family, leaf=leaf)
-    return jax.vmap(one, in_axes=(None, 0, 0))(base, keys, coefficients)
+  def one(keys, coefficients):
+    thin = families.factors(keys, leaf, rank)
+    scaled = coefficients * np.float32(rank**-0.5)
+    outward = tuple(part * scaled[s] for s, part in enumerate(thin.outward))
+    return thin._replace(outward=outward)
+
+  def local(keys, coefficients):
+    many = jax.vmap(jax.vmap(one))(keys, coefficients)
+    return [
+      jax.tree.map(lambda x, i=i: x[:, i], many) for i in range(keys.shape[1])
+    ]
 
   return jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(PartitionSpec(), members, members),
+    in_specs=(members, members),
     out_specs=members,
-  )(base, keys, coefficients)
-
-
-def tensor_scales(params: Tree, spec: Tree, scale: str) -> Tree:
-  """The factor by which sigma is multiplied, for each tensor of each leaf.
-
-  Args:
-    params: base weights.
-    spec: their tree of `trees.Leaf`.
-    scale: 'absolute' gives 1; 'relative' gives the tensor's root mean square
-      over its elements, in float64 so that no layout changes it.
-
-  Returns:
-    The tree of float64 numpy arrays [S].
-
-  Raises:
-    ValueError: unknown `scale`.
-  """
-  if scale not in SCALES:
-    raise ValueError(f'sigma scale {scale!r} is not one of {SCALES}')
-
-  def of_leaf(array, leaf):
-    if scale == 'absolute':
-      return np.ones(len(leaf.segments))
-    matrix = np.asarray(array).reshape(sum(leaf.rows), leaf.num_columns)
-    squares = np.square(matrix.astype(np.float64)).mean(axis=1)
-    parts = np.split(squares, np.cumsum(leaf.rows)[:-1])
-    return np.sqrt([part.mean() for part in parts])
-
-  return jax.tree.map(of_leaf, params, spec)
+    # Thin enough to be drawn whole by each device that shares a model.
+  )(keys, coefficients)
 
 
 class Perturber:
@@ -173,24 +112,29 @@ class Perturber:
     family: str = 'gaussian',
     scale: str = 'absolute',
     mask: Tree | None = None,
+    factored: bool = False,
   ):
     """Prepares the noise of one population.
 
     Args:
-      base: base weights, on every device of `mesh`; float arrays.
+      base: base weights, placed on `mesh`; float arrays.
       spec: tree of `trees.Leaf` of the same structure.
       seed: root seed of the population, 0 <= seed < 2**64.
       mesh: the mesh; its axis `members` splits M.
-      family: one of `FAMILIES`.
-      scale: one of `SCALES`.
+      family: see `families`.
+      scale: one of `scales.SCALES`.
       mask: tree of tuples of bool by `trees.trainable`; None moves all.
+      factored: leave the matrices of a low-rank family factored. The base is
+        then a dict with the collection `params`, and members' weights have
+        the collection `noise` beside it, which the model must know.
 
     Raises:
       ValueError: unknown family or scale, a seed out of range, a spec that
         does not fit, or two tensor names with one hash.
     """
-    if family not in FAMILIES:
-      raise ValueError(f'noise family {family!r} is not one of {FAMILIES}')
+    rank = families.rank_of(family)
+    if factored and not rank:
+      raise ValueError(f'noise family {family!r} has no factors to keep')
     trees.check_spec(base, spec)
     for path, array in jax.tree_util.tree_leaves_with_path(base):
       if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -200,8 +144,9 @@ class Perturber:
         )
     prng.check_seed(seed)
     mask = trees.trainable(spec) if mask is None else mask
-    scales = tensor_scales(base, spec, scale)
-    self._base, self._structure = jax.tree.flatten(base)
+    scales = tensor_scales(base, spec, scale, family)
+    paths, self._structure = jax.tree_util.tree_flatten_with_path(base)
+    self._paths, self._base = zip(*paths, strict=True)
     leaves = jax.tree.leaves(spec)
     # Names and layers go into the keys: without them in the static arguments,
     # arrays of one shape share one compiled program.
@@ -220,23 +165,69 @@ class Perturber:
       )
     ]
     self._seed, self._mesh, self._family = seed, mesh, family
+    self._thin: dict[trees.Leaf, list[int]] = {}  # arrays left factored
+    self._dense: list[int] = []  # arrays written
+    for i, leaf in enumerate(self._shapes):
+      if not self._scales[i].any():
+        continue
+      if factored and len(leaf.shape) > 1:
+        self._thin.setdefault(leaf, []).append(i)
+      else:
+        self._dense.append(i)
+    self._rank, self._factored = rank, factored
 
   @property
   def in_axes(self) -> Tree:
     """0 where an array carries the members axis, None where it is the base."""
-    axes = [0 if scales.any() else None for scales in self._scales]
-    return jax.tree.unflatten(self._structure, axes)
+    axes: list[int | None] = [None] * len(self._base)
+    for i in self._dense:
+      axes[i] = 0
+    return self._tree(
+      axes,
+      {
+        i: families.Factors((0,) * len(leaf.segments), 0)
+        for leaf, group in self._thin.items()
+        for i in group
+      },
+    )
+
+  def shapes(self, num_members: int) -> Tree:
+    """Shapes, types and shardings of what `write` gives for so many members."""
+    shape = jax.ShapeDtypeStruct
+    arrays = [shape(x.shape, x.dtype, sharding=x.sharding) for x in self._base]
+    for i in self._dense:
+      placed = sharding.of_member_leaf(self._mesh, self._shapes[i])
+      arrays[i] = shape(
+        (num_members, *self._base[i].shape),
+        self._base[i].dtype,
+        sharding=NamedSharding(self._mesh, placed),
+      )
+    thin = lambda *sizes: shape(
+      (num_members, *sizes),
+      np.float32,
+      sharding=sharding.over_members(self._mesh),
+    )
+    noise = {}
+    for leaf, group in self._thin.items():
+      factors = families.Factors(
+        tuple(thin(rows, self._rank) for rows in leaf.rows),
+        thin(len(leaf.rows) * self._rank, leaf.num_columns),
+      )
+      noise |= dict.fromkeys(group, factors)
+    return self._tree(arrays, noise)
 
   def buffers(self, num_members: int) -> Tree:
-    """Memory for `num_members` members' weights, to be donated to `write`."""
-    placed = sharding.over_members(self._mesh)
-    arrays = [
-      jnp.zeros((num_members, *array.shape), array.dtype, device=placed)
-      if scales.any()
-      else array
-      for array, scales in zip(self._base, self._scales, strict=True)
-    ]
-    return jax.tree.unflatten(self._structure, arrays)
+    """Memory for `num_members` members' weights, to be donated to `write`.
+
+    Factors are not among it: they are thin, and made anew.
+    """
+    arrays = list(self._base)
+    shapes = self._structure.flatten_up_to(
+      self._base_part(self.shapes(num_members))
+    )
+    for i in self._dense:
+      arrays[i] = jnp.zeros_like(shapes[i], device=shapes[i].sharding)
+    return self._tree(arrays, {})
 
   def write(
     self,
@@ -248,13 +239,14 @@ class Perturber:
 
     Args:
       member_ids: [M] ids >= 0, or -1 for the base itself.
-      sigmas: [M] standard deviations (of weights, or relative to each
-        tensor's root mean square); 0 gives the base.
+      sigmas: [M] multiples of each tensor's scale, below 0 for the mirror
+        image of a member; 0 gives the base.
       buffers: weights of an earlier chunk of M members, or `buffers(M)`.
         They are donated: do not use them again.
 
     Returns:
-      The base's tree with [M, ...] arrays sharded over members.
+      The base's tree with [M, ...] arrays sharded over members; factored, it
+      has the collection `noise` too.
 
     Raises:
       ValueError: ids below -1, or sigmas that do not fit them.
@@ -270,31 +262,52 @@ class Perturber:
     sigmas = np.where(ids < 0, 0.0, sigmas)
     # All at once: array by array, the same keys take a tenth of a chunk's time.
     keys = prng.tensor_keys(self._seed, ids, self._names, self._layers)
-    arrays = []
-    for buffer, base, leaf, scales, own_keys in zip(
-      jax.tree.leaves(buffers),
-      self._base,
-      self._shapes,
-      self._scales,
-      np.split(keys, self._edges, axis=1),
-      strict=True,
-    ):
-      if not scales.any():
-        arrays.append(base)
-        continue
-      coefficients = (sigmas[:, None] * scales[None]).astype(np.float32)
-      arrays.append(
-        _materialise(
-          buffer,
-          base,
-          sharding.spread(self._mesh, own_keys),
-          sharding.spread(self._mesh, coefficients),
-          family=self._family,
-          leaf=leaf,
-          mesh=self._mesh,
-        )
+    keys = np.split(keys, self._edges, axis=1)
+    coefficients = [
+      (sigmas[:, None] * scales[None]).astype(np.float32)
+      for scales in self._scales
+    ]
+    spread = functools.partial(sharding.spread, self._mesh)
+    memory = self._structure.flatten_up_to(self._base_part(buffers))
+    arrays = list(self._base)
+    for i in self._dense:
+      arrays[i] = _materialise(
+        memory[i],
+        self._base[i],
+        spread(keys[i]),
+        spread(coefficients[i]),
+        family=self._family,
+        leaf=self._shapes[i],
+        mesh=self._mesh,
       )
-    return jax.tree.unflatten(self._structure, arrays)
+    noise = {}
+    for leaf, group in self._thin.items():
+      thin = _factor(
+        spread(np.stack([keys[i] for i in group], axis=1)),
+        spread(np.stack([coefficients[i] for i in group], axis=1)),
+        rank=self._rank,
+        leaf=leaf,
+        mesh=self._mesh,
+      )
+      noise |= dict(zip(group, thin, strict=True))
+    return self._tree(arrays, noise)
+
+  def _tree(self, arrays: Sequence[Any], noise: dict[int, Any]) -> Tree:
+    """The base's tree of arrays, and the collection of factors by array."""
+    tree = jax.tree.unflatten(self._structure, arrays)
+    if not self._factored:
+      return tree
+    nested: dict[str, Any] = {}
+    for i, factors in noise.items():
+      place = nested
+      *scopes, name = [entry.key for entry in self._paths[i][1:]]
+      for scope in scopes:
+        place = place.setdefault(scope, {})
+      place[name] = factors
+    return tree | {'noise': nested}
+
+  def _base_part(self, weights: Tree) -> Tree:
+    return {'params': weights['params']} if self._factored else weights
 
 
 def _flags_of(leaf: trees.Leaf, moves: Sequence[bool]) -> np.ndarray:

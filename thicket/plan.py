@@ -16,7 +16,17 @@ import jax
 import ml_collections
 
 import thicket
-from thicket import data, perturb, prng, race, sampling, tasks, trees
+from thicket import (
+  batching,
+  data,
+  families,
+  prng,
+  race,
+  sampling,
+  scales,
+  tasks,
+  trees,
+)
 from thicket.models import hub
 from thicket.models.load import DTYPES, LoadedModel
 from thicket.population import Population
@@ -123,7 +133,10 @@ def make_plan(
   settings = {} if template is None else {'prompt_template': template}
   task = tasks.make(config.task.name, **settings)
   population = Population(
-    config.seed, config.population.size, tuple(config.population.sigmas)
+    config.seed,
+    config.population.size,
+    tuple(config.population.sigmas),
+    config.population.get('antithetic', False),  # older runs have none
   )
   asked = tuple(config.ensemble.sizes)
   if not asked or not all(type(k) is int and k >= 1 for k in asked):
@@ -135,9 +148,17 @@ def make_plan(
       'members; lower K or raise population.size'
     )
   one_of('model.dtype', config.model.dtype, tuple(DTYPES))
-  one_of('population.family', config.population.family, perturb.FAMILIES)
-  one_of('population.scale', config.population.scale, perturb.SCALES)
+  try:
+    families.rank_of(config.population.family)
+  except ValueError as error:
+    raise ConfigError(f'population.family: {error}') from error
+  one_of('population.scale', config.population.scale, scales.SCALES)
   one_of('run.keep_texts', config.run.keep_texts, KEEP_TEXTS)
+  workers = config.run.get('judge_processes', 0)  # older runs have no such key
+  if workers < 0:
+    raise ConfigError(
+      f'run.judge_processes = {workers} is below 0, which is for none'
+    )
   for name in ('only', 'skip'):
     try:
       re.compile(config.population[name])
@@ -150,6 +171,7 @@ def make_plan(
   limit = task.max_new_tokens if limit is None else limit
   for name, value in (
     ('run.members_per_device', config.run.members_per_device),
+    ('run.model_axis', config.run.get('model_axis', 1)),
     ('run.members_per_range', config.run.members_per_range),
     ('decode.max_new_tokens', limit),
     ('decode.rows', config.decode.rows),
@@ -310,6 +332,7 @@ def make_recipe(
       'family': config.population.family,
       'scale': config.population.scale,
       'sigmas': [float(sigma) for sigma in plan.population.sigmas],
+      'antithetic': plan.population.antithetic,
       'only': config.population.only,
       'skip': config.population.skip,
       'arithmetic': _arithmetic(),
@@ -318,6 +341,7 @@ def make_recipe(
       'rule': rule,
       'max_new_tokens': plan.max_new_tokens,
       'rows': config.decode.rows,
+      'batching': batching.VERSION,
     },
   }
 

@@ -5,18 +5,23 @@ Populations are nested: member i of N = 100 is member i of N = 5000, with the
 same sigma. A chunk of members is materialised on every device of the mesh, a
 step is dispatched on it, and while the devices work the host gets the results
 of the chunk before: reading text and judging it overlaps with generation.
-With several processes each gets the results that its own devices hold.
+When a device runs out of memory the chunk is halved, and what has not been
+handed out yet is computed again. With several processes each gets the results
+that its own devices hold.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from thicket import processes, sharding
@@ -33,6 +38,10 @@ class PopulationError(ValueError):
   """A population that cannot be drawn; the message names the setting."""
 
 
+class OutOfMemory(RuntimeError):
+  """Memory does not hold the smallest chunk; the message says what to lower."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Population:
   """N members around one base model.
@@ -43,6 +52,8 @@ class Population:
     sigmas: the standard deviations in turn: member i has
       `sigmas[i % len(sigmas)]`, so that every prefix of the population is
       balanced over them.
+    antithetic: members 2j and 2j + 1 are mirror images, w + sigma n and
+      w - sigma n, with one sigma.
 
   Raises:
     PopulationError: a field is out of range.
@@ -51,6 +62,7 @@ class Population:
   seed: int
   size: int
   sigmas: tuple[float, ...]
+  antithetic: bool = False
 
   def __post_init__(self):
     if not 0 <= self.seed < 2**64:
@@ -72,7 +84,17 @@ class Population:
 
   def sigma_index(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Which of `sigmas` each member has; meaningless for the base."""
-    return np.asarray(member_ids) % len(self.sigmas)
+    return self.noise_ids(member_ids) % len(self.sigmas)
+
+  def noise_ids(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The ids under which members' noise is drawn; the base keeps its own."""
+    ids = np.asarray(member_ids)
+    return ids // 2 if self.antithetic else ids
+
+  def amplitude(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """float64 [M], what members' noise is multiplied by: +sigma or -sigma."""
+    is_mirrored = self.antithetic & (np.asarray(member_ids) % 2 == 1)
+    return np.where(is_mirrored, -1.0, 1.0) * self.sigma(member_ids)
 
   def sigma(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """float64 [M], the sigma of each member; 0 for the base."""
@@ -108,8 +130,9 @@ class Members:
       perturber: writes members' weights.
       population: gives members their sigmas.
       mesh: the mesh of `perturber`.
-      per_device: members on a device at a time. Bits of results may depend on
-        it (it is the shape of every product) but not on the mesh.
+      per_device: members on a device at a time; halved, for good, when memory
+        does not hold them. Bits of results may depend on it (it is the shape
+        of every product) but not on the mesh.
 
     Raises:
       PopulationError: `per_device` is below 1.
@@ -117,10 +140,13 @@ class Members:
     if per_device < 1:
       raise PopulationError(f'members per device = {per_device} is below 1')
     self._perturber, self._population, self._mesh = perturber, population, mesh
-    self._chunk = per_device * sharding.num_devices(mesh)
-    self._owners = _owners(mesh, self._chunk)
+    self._per_device = per_device
     self._buffers: Tree | None = None
     self._held: np.ndarray | None = None  # ids of the members in the buffers
+
+  @property
+  def _chunk(self) -> int:
+    return self._per_device * sharding.num_devices(self._mesh)
 
   def run(
     self,
@@ -132,7 +158,8 @@ class Members:
 
     Args:
       member_ids: [n].
-      step: what is dispatched on a chunk of them.
+      step: what is dispatched on a chunk of them; once more on members whose
+        results were lost when memory ran out, in smaller chunks.
       draws: [n], handed to the step; 0 by default.
 
     Yields:
@@ -141,9 +168,12 @@ class Members:
       Of each chunk a process gets the members on its own devices, maybe none.
       The last chunk is filled with the base, whose results are dropped, so
       that every chunk has one shape.
+
+    Raises:
+      OutOfMemory: not even one member on each device fits.
     """
-    for chunk, draw, results in self._chunks(member_ids, step, draws):
-      yield self._collect(chunk, draw, results)
+    for _, *found in self._chunks(member_ids, step, draws):
+      yield tuple(found)
 
   def gather(
     self, member_ids: Sequence[int] | np.ndarray, step: Step
@@ -155,8 +185,7 @@ class Members:
     Yields:
       (ids [m], results on the host, arrays [m, ...]).
     """
-    for chunk, draw, results in self._chunks(member_ids, step, None):
-      *_, own = self._collect(chunk, draw, results)
+    for chunk, *_, own in self._chunks(member_ids, step, None):
       yield chunk, self._everyone(own, len(chunk))
 
   def _chunks(
@@ -164,25 +193,67 @@ class Members:
     member_ids: Sequence[int] | np.ndarray,
     step: Step,
     draws: Sequence[int] | np.ndarray | None,
-  ) -> Iterator[tuple[np.ndarray, np.ndarray, Tree]]:
-    """Ids, draws and dispatched results, a chunk behind what is dispatched."""
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Tree]]:
+    """The ids of each chunk, and what `run` says of this process's part."""
     ids = np.asarray(member_ids, np.int32)
     draws = np.zeros_like(ids) if draws is None else np.asarray(draws, np.int32)
-    ahead = None
-    for start in range(0, len(ids), self._chunk):
-      chunk = ids[start : start + self._chunk]
-      draw = draws[start : start + self._chunk]
-      fill = self._chunk - len(chunk)
-      results = self._dispatch(
-        np.append(chunk, np.full(fill, BASE, np.int32)),
-        np.append(draw, np.zeros(fill, np.int32)),
-        step,
-      )
-      if ahead is not None:
-        yield ahead
-      ahead = chunk, draw, results
-    if ahead is not None:
-      yield ahead
+    flight: collections.deque[tuple] = collections.deque()
+    sent = 0
+    while sent < len(ids) or flight:
+      try:
+        if sent < len(ids):
+          chunk = ids[sent : sent + self._chunk]
+          draw = draws[sent : sent + self._chunk]
+          fill = self._chunk - len(chunk)
+          results = self._dispatch(
+            np.append(chunk, np.full(fill, BASE, np.int32)),
+            np.append(draw, np.zeros(fill, np.int32)),
+            step,
+          )
+          flight.append((chunk, draw, results))
+          del results  # the queue alone holds them
+          sent += len(chunk)
+          if len(flight) == 1 and sent < len(ids):
+            continue  # one chunk ahead of the host
+        found = flight[0][0], *self._collect(*flight[0])
+      except jax.errors.JaxRuntimeError as error:
+        self._shrink(error)
+        # Whatever is in flight may hang on what failed.
+        sent -= sum(len(chunk) for chunk, *_ in flight)
+        flight.clear()
+        found = None
+      if found is None:
+        gc.collect()  # frames of the failed call, which hold its arrays
+      else:
+        flight.popleft()
+        yield found
+
+  def _shrink(self, error: jax.errors.JaxRuntimeError) -> None:
+    """Halves the chunk and frees its memory; raises what is another error."""
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise error
+    self._buffers = self._held = None
+    reason, number = str(error).splitlines()[0], self._per_device
+    if number == 1:
+      raise OutOfMemory(
+        f'out of memory with a single member on each device ({reason}); lower '
+        'the rows of a batch (decode.rows) or the new tokens '
+        '(decode.max_new_tokens)'
+      ) from error
+    if jax.process_count() > 1:
+      # With chunks of different sizes, processes would wait for each other.
+      raise OutOfMemory(
+        f'out of memory with {number} members on each device ({reason}); give '
+        'all processes fewer (--members_per_step)'
+      ) from error
+    self._per_device = number // 2
+    logging.warning(
+      'out of memory with %d members on each device (%s): going on with %d; '
+      'products of another size may round differently',
+      number,
+      reason,
+      self._per_device,
+    )
 
   def _dispatch(self, chunk: np.ndarray, draws: np.ndarray, step: Step) -> Tree:
     # Taken before it is donated: were the step interrupted, the next run
@@ -192,8 +263,10 @@ class Members:
       weights, self._held = self._perturber.buffers(self._chunk), None
     # The draws of one member need its weights only once.
     if self._held is None or not np.array_equal(self._held, chunk):
-      sigmas = self._population.sigma(chunk)
-      weights = self._perturber.write(chunk, sigmas, weights)
+      population = self._population
+      weights = self._perturber.write(
+        population.noise_ids(chunk), population.amplitude(chunk), weights
+      )
       self._held = chunk
     ids, draws = (sharding.spread(self._mesh, x) for x in (chunk, draws))
     results = step(weights, ids, draws)
@@ -209,7 +282,9 @@ class Members:
 
   def _everyone(self, own: Tree, size: int) -> Tree:
     """The results of a chunk from what each process has of them."""
-    if (self._owners == processes.index()).all():
+    if all(
+      x.process_index == processes.index() for x in self._mesh.devices.flat
+    ):
       return own
     leaves, structure = jax.tree.flatten(own)
     found = processes.share(b''.join(leaf.tobytes() for leaf in leaves))
@@ -226,7 +301,8 @@ class Members:
     return jax.tree.unflatten(structure, whole)
 
   def _rows_of(self, process: int, size: int) -> np.ndarray:
-    return np.flatnonzero(self._owners[:size] == process)
+    owners = _owners(self._mesh, self._chunk)
+    return np.flatnonzero(owners[:size] == process)
 
 
 def _owners(mesh: Mesh, size: int) -> np.ndarray:

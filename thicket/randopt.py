@@ -109,6 +109,7 @@ def search(
   mesh: Mesh | None = None,
   family: str = 'gaussian',
   scale: str = 'absolute',
+  antithetic: bool = False,
   only: str = '',
   skip: str = '',
   members_per_device: int = 16,
@@ -130,8 +131,10 @@ def search(
     top_k: K, 1 <= K <= N.
     sigma: standard deviation of the noise; several are taken in turn.
     mesh: where to run; by default all devices.
-    family: 'gaussian' or 'rademacher'.
-    scale: 'absolute', or 'relative' to each tensor's root mean square.
+    family: of the noise: gaussian, rademacher or low_rank:R, see `families`.
+    scale: what sigma is a multiple of: absolute, relative or modular, see
+      `scales`.
+    antithetic: members come in mirrored pairs, w + sigma n and w - sigma n.
     only: perturb only parameters whose path matches this regular expression.
     skip: and not those that match this one.
     members_per_device: members in memory at a time, on each device.
@@ -160,7 +163,7 @@ def search(
   prune_after = tuple(sorted({int(x) for x in np.atleast_1d(prune_after)}))
   seed = prng.seed_of(key)
   sigmas = tuple(np.atleast_1d(np.asarray(sigma, np.float64)).tolist())
-  population = Population(seed, num_members, sigmas)
+  population = Population(seed, num_members, sigmas, antithetic)
   if not jax.tree.leaves(params):
     raise ValueError('params holds no array')
   mesh = sharding.make_mesh() if mesh is None else mesh
@@ -172,7 +175,8 @@ def search(
     recipe |= {
       'name': name,
       'prng': f'{prng.NAME} {prng.VERSION}',
-      'noise': {'family': family, 'scale': scale, 'only': only, 'skip': skip},
+      'noise': {'family': family, 'scale': scale, 'antithetic': antithetic},
+      'mask': {'only': only, 'skip': skip},
       'params': trees.content_hash(params),
       'data': trees.content_hash(data),
       'prune_after': list(prune_after),

@@ -19,12 +19,15 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from rich.console import Console
 
 from thicket import (
   data,
   engine,
   evaluation,
+  families,
+  fit,
   perturb,
   processes,
   ranking,
@@ -34,13 +37,13 @@ from thicket import (
   tasks,
   trees,
 )
-from thicket.answering import Desk, Work
+from thicket.answering import FIRST, Desk, Work
 from thicket.blocks import Block
 from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
 from thicket.models.load import load
 from thicket.plan import Condition, ConfigError, make_plan, make_recipe
-from thicket.population import Members, PopulationError
+from thicket.population import Members, OutOfMemory, PopulationError
 from thicket.recipe import recipe_hash
 from thicket.stored import save_plan
 from thicket.summary import Summary
@@ -54,6 +57,8 @@ class Run:
     config: ml_collections.ConfigDict,
     workdir: str | None = None,
     console: Console | None = None,
+    *,
+    fit_members: bool = False,
   ):
     """Loads the model, prepares prompts and opens the ledger.
 
@@ -62,6 +67,8 @@ class Run:
       workdir: folder of the run; by default named by task, model and recipe,
         so that the same recipe resumes and no other one collides.
       console: where progress and tables go.
+      fit_members: take as many members at a time as fit, rather than
+        `config.run.members_per_device`.
 
     Raises:
       Any of the project's errors, before anything is computed.
@@ -71,7 +78,11 @@ class Run:
     processes.agree('their settings', recipe_hash(config.to_dict()))
     self.plan = make_plan(config)
     start = time.monotonic()
-    model = self._model = load(config.model.name, config.model.dtype)
+    try:
+      mesh = sharding.make_mesh(model=config.run.model_axis)
+    except ValueError as error:
+      raise ConfigError(f'run.model_axis: {error}') from error
+    model = self._model = load(config.model.name, config.model.dtype, mesh)
     parameters = sum(x.size for x in jax.tree.leaves(model.params))
     logging.info(
       'loaded %s, %.1f M parameters, in %.1f s',
@@ -93,18 +104,21 @@ class Run:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
     self.workdir = pathlib.Path(workdir)
+    self._prompts: dict[str, tuple] = {}  # by template, see `_prepared`
     self._desks: dict[Condition, Desk] = {}
     self._desk(self.plan.greedy)
     save_plan(self.workdir, config, self.plan)
-    mesh = sharding.make_mesh()
+    # A low-rank member is never materialised: all share the base's products.
+    self._factored = families.rank_of(config.population.family) > 0
     perturber = perturb.Perturber(
-      sharding.replicate(mesh, model.params),
+      model.params,
       model.spec,
       seed=self.plan.population.seed,
       mesh=mesh,
       family=config.population.family,
       scale=config.population.scale,
       mask=mask,
+      factored=self._factored,
     )
     self._engine = engine.Engine(
       model.decoder,
@@ -113,13 +127,18 @@ class Run:
       dtype=jax.tree.leaves(model.params)[0].dtype,
     )
     self._members = Members(
-      perturber, self.plan.population, mesh, config.run.members_per_device
+      perturber,
+      self.plan.population,
+      mesh,
+      self._members_per_device(perturber, mesh, fit_members),
     )
     self._ours: set[tuple[Condition, str, int, int]] = set()
     self._work = Work(
       self._engine,
       self._members,
-      evaluation.Judge(self.plan.task, model.tokenizer),
+      evaluation.Judge(
+        self.plan.task, model.tokenizer, config.run.judge_processes
+      ),
       self.plan.population,
       metrics=self.workdir / 'metrics.jsonl',
       members_per_range=config.run.members_per_range,
@@ -132,7 +151,12 @@ class Run:
 
     Whatever interrupts it, judged answers are saved first.
     """
-    return report.tell(self, self.plan, self.workdir, self.console, self._facts)
+    try:
+      return report.tell(
+        self, self.plan, self.workdir, self.console, self._facts
+      )
+    finally:
+      self._work.close()
 
   def results(self) -> dict[str, pathlib.Path]:
     """Where things lie, by what they are."""
@@ -180,7 +204,10 @@ class Run:
       missing = ~seen[i, :, j]
       todo.setdefault(missing.tobytes(), []).append((members[i], draws[j]))
       self._ours.add(unit(i, j))
-    for missing, units in todo.items():
+    # The base first: others are batched by its answers.
+    for missing, units in sorted(
+      todo.items(), key=lambda item: FIRST not in item[1]
+    ):
       which = np.flatnonzero(np.frombuffer(missing, bool))
       self._work.answer(desk, split, which, units, label)
     return desk.ledger.view(split, members, row_ids, draws)
@@ -192,20 +219,64 @@ class Run:
     desk = self._desk(condition)
     return desk.ledger.view(split, members, desk.questions[split].row_ids, (0,))
 
+  def _members_per_device(
+    self, perturber: perturb.Perturber, mesh: Mesh, is_free: bool
+  ) -> int:
+    """As configured or, if we are free to choose, as memory and work allow."""
+    model, plan, devices = self._model, self.plan, sharding.num_devices(mesh)
+    # Whatever the comparison may ask, under each of its prompts.
+    templates = {plan.task.prompt_template, *plan.controls.prompts}
+    prompts = [self._prepared(template) for template in templates]
+    platform = mesh.devices.flat[0].platform
+    found = fit.needs(
+      fit.part(model.decoder.config, mesh),
+      model.params,
+      perturber.shapes(devices),
+      perturber.in_axes,
+      rows=self.config.decode.rows,
+      buckets=[
+        batch.tokens.shape[1]
+        for _, questions in prompts
+        for split in questions.values()
+        for batch in split.batches()
+      ],
+      prefix=max(len(prefix) for prefix, _ in prompts),
+      max_new_tokens=plan.max_new_tokens,
+      dtype=jax.tree.leaves(model.params)[0].dtype,
+      platform=platform,
+    )
+    return fit.choose(
+      found,
+      fit.free_bytes(mesh.local_devices),
+      asked=None if is_free else self.config.run.members_per_device,
+      units=max(plan.population.size, plan.sizes[-1]),
+      devices=devices,
+      platform=platform,
+    )
+
+  def _prepared(
+    self, template: str
+  ) -> tuple[list[int], dict[str, evaluation.Questions]]:
+    """The prompts of all splits, their shared prefix first."""
+    plan, model = self.plan, self._model
+    if template not in self._prompts:
+      self._prompts[template] = evaluation.prepare(
+        dataclasses.replace(plan.task, prompt_template=template),
+        model.tokenizer,
+        {split: getattr(plan.splits, split) for split in data.SPLITS},
+        rows=self.config.decode.rows,
+        max_new_tokens=plan.max_new_tokens,
+        context_length=model.decoder.config.context_length,
+      )
+    return self._prompts[template]
+
   def _desk(self, condition: Condition) -> Desk:
     if condition in self._desks:
       return self._desks[condition]
     plan, model = self.plan, self._model
     task = dataclasses.replace(plan.task, prompt_template=condition.template)
     # First, as it checks that all prompts fit.
-    prefix, questions = evaluation.prepare(
-      task,
-      model.tokenizer,
-      {split: getattr(plan.splits, split) for split in data.SPLITS},
-      rows=self.config.decode.rows,
-      max_new_tokens=plan.max_new_tokens,
-      context_length=model.decoder.config.context_length,
-    )
+    prefix, questions = self._prepared(condition.template)
     recipe = make_recipe(self.config, plan, model, condition)
     self._desks[condition] = Desk(
       condition,
@@ -246,8 +317,8 @@ class Run:
   def _effective_sigmas(self) -> list[dict[str, Any]]:
     """How far each tensor really moves, for the first member of each sigma."""
     model, population = self._model, self.plan.population
-    if self.config.model.dtype == 'float32':
-      return []  # rounding is far below any sigma in use
+    if self.config.model.dtype == 'float32' or self._factored:
+      return []  # rounding is far below any sigma in use, or there is none
     rms = jax.jit(
       lambda base, members: perturb.effective_sigmas(base, members, model.spec)
     )
@@ -264,6 +335,8 @@ class Run:
 
 USER_ERRORS = (
   ConfigError,
+  fit.FitError,
+  OutOfMemory,
   PopulationError,
   LedgerError,
   tasks.TaskError,

@@ -120,6 +120,12 @@ def costs(test: Mapping[str, Any]) -> Table:
   return table
 
 
+_SHARES = {
+  'finished_share': 'of row-steps for rows that had finished',
+  'device_idle_share': 'of the time without work for the devices',
+}
+
+
 def work_line(work: Mapping[str, Any]) -> str:
   """What was generated, and how fast."""
   stored, ours = work['stored'], work['this_run']
@@ -130,6 +136,10 @@ def work_line(work: Mapping[str, Any]) -> str:
       f'{ours["tokens_per_second"]:.0f} tokens/s, and '
       f'{ours["compile_seconds"]:.0f} s of compiling'
     )
+    # A summary of before has no shares.
+    for key, what in _SHARES.items():
+      if ours.get(key) is not None:
+        line += f'; {share(ours[key])}% {what}'
   return f'{line} ({work["devices"]}).'
 
 

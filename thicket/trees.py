@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,16 +40,30 @@ class Segment:
     return self.name.replace('*', str(self.layer))
 
 
+class Axis(NamedTuple):
+  """What an axis of an array is, for the rules that split models.
+
+  Attributes:
+    name: such as heads or vocab, a key of `sharding.RULES`.
+    units: it can be cut into as many equal parts, or into divisors of them.
+  """
+
+  name: str
+  units: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
   """The canonical tensors that one array holds, and the array's shape.
 
   Seen as a matrix, an array has its last axis as columns and all others as
-  rows; a vector is one row.
+  rows; a vector is one row. `axes` names those that may be split over devices,
+  None for others; empty if none may.
   """
 
   shape: tuple[int, ...]
   segments: tuple[Segment, ...]
+  axes: tuple[Axis | None, ...] = ()
 
   def __post_init__(self):
     if not self.segments:
@@ -64,6 +78,11 @@ class Leaf:
     if len(self.segments) > 1 and len(self.shape) < 2:
       # Rows are the unit in which noise is drawn, and a vector is one row.
       raise ValueError(f'{self.segments[0].name}: a vector cannot be fused')
+    if len(self.axes) not in (0, len(self.shape)):
+      raise ValueError(
+        f'{self.segments[0].name}: {len(self.axes)} axes are named, the shape '
+        f'is {self.shape}'
+      )
 
   @property
   def num_columns(self) -> int:
@@ -81,7 +100,8 @@ class Leaf:
 
 def anonymous(leaf: Leaf) -> Leaf:
   """The leaf without names: arrays of one shape can share one program."""
-  return Leaf(leaf.shape, tuple(Segment('', 0, s.size) for s in leaf.segments))
+  nameless = tuple(Segment('', 0, s.size) for s in leaf.segments)
+  return dataclasses.replace(leaf, segments=nameless)
 
 
 def path_name(path: Sequence[Any]) -> str:

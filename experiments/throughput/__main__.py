@@ -39,6 +39,7 @@ from thicket import (
   decode,
   engine,
   evaluation,
+  families,
   perturb,
   sampling,
   sharding,
@@ -242,7 +243,7 @@ def measure(repeats: int) -> dict[str, Any]:
   """All figures, each a list with one number a repeat."""
   model = load('smollm2-135m-instruct')
   found: dict[str, Any] = {}
-  for family in perturb.FAMILIES:
+  for family in families.FAMILIES:
     for name, values in noise_ratios(model, family, repeats + 2).items():
       found[f'{family} {name}'] = values
   one, many = Bench(model, 1), Bench(model, NEW_TOKENS)

@@ -111,7 +111,7 @@ class Displacement:
 
   Attributes:
     measure: one of `MEASURES`.
-    family: one of `perturb.FAMILIES`.
+    family: see `families`.
     sigmas: float64 [S].
     values: float32 [S, N], the displacement of members 0 to N - 1: the mean
       over rows of `kl`, the root of the mean over rows of `rms` squared.
@@ -278,8 +278,8 @@ class Mover:
         members these are, bit for bit.
       num_members: N, at least 1; the same members at every sigma.
       measure: 'kl' in nats, 'rms' in units of the outputs, or 'relative'.
-      family: one of `perturb.FAMILIES`.
-      scale: one of `perturb.SCALES`.
+      family: see `families`.
+      scale: one of `scales.SCALES`.
       only: perturb only parameters whose path matches this regular expression.
       skip: and not those that match this one.
       spec: tree of `trees.Leaf`; by default each array is one tensor.

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from thicket import perturb, prng, scoring, sharding, trees
+from thicket import families, perturb, prng, scales, scoring, sharding, trees
 
 Tree = Any
 Apply = Callable[[Tree, Tree], Tree]
@@ -107,7 +107,7 @@ def landscape(
     resolution: n, points on a side, at least 2; with an odd number the base
       is the point in the middle.
     directions: ids of two members, >= 0, not the same.
-    family: one of `perturb.FAMILIES`.
+    family: see `families`.
     scale: 'absolute', or 'relative' to each tensor's root mean square.
     only: perturb only parameters whose path matches this regular expression.
     skip: and not those that match this one.
@@ -172,7 +172,7 @@ def slices(
     radius: half the length of a line, in units of sigma, > 0.
     resolution: n, points on a line, at least 2.
     directions: ids of D members, >= 0, all different.
-    family: one of `perturb.FAMILIES`.
+    family: see `families`.
     scale: 'absolute' or 'relative'.
     only: perturb only parameters whose path matches this regular expression.
     skip: and not those that match this one.
@@ -237,7 +237,7 @@ class _Lines:
     self._factors = jax.tree.map(
       lambda leaf, factors, moves: factors * np.asarray(moves, np.float64),
       self._spec,
-      perturb.tensor_scales(params, self._spec, scale),
+      scales.tensor_scales(params, self._spec, scale, family),
       mask,
     )
     self._params = sharding.replicate(self._mesh, params)
@@ -290,7 +290,7 @@ class _Lines:
 @functools.partial(jax.jit, static_argnames=('family', 'leaf'))
 def _draw(keys, rows, *, family, leaf):
   """Unit noise [A, ...] of members with keys [A, S, 2], times [R] factors."""
-  drawn = jax.vmap(lambda own: perturb.draw(family, own, leaf))(keys)
+  drawn = jax.vmap(lambda own: families.draw(family, own, leaf))(keys)
   matrix = drawn.reshape(len(keys), len(rows), leaf.num_columns)
   return (matrix * rows[None, :, None]).reshape(drawn.shape)
 

@@ -9,7 +9,9 @@ behind a shared prefix and a single decoding step.
 
 Layers are unrolled and each has arrays of its own: scanned or sliced from a
 stack, XLA copies a layer's weights at every step. q, k, v and gate, up are
-fused in one matrix; `canonical_spec` keeps their names apart.
+fused in one matrix, unless the model is split over devices, which wants the
+parts of each head on one device; `canonical_spec` keeps their names apart, so
+that noise is the same either way.
 Features come first in activations, as `layers` explains.
 
 Axes: B batch, T query time, P prefix time, S earlier time, D model, F hidden,
@@ -161,15 +163,22 @@ class Attention(nn.Module):
   """Grouped-query attention (arXiv 2305.13245) with rotary positions."""
 
   config: DecoderConfig
+  fused: bool
 
   @nn.compact
   def __call__(self, x, angles, fresh_mask, prefix, cache, cache_mask):
     """Maps [D, B, T] to ([D, B, T], the tokens' own `KeyValue`)."""
     c = self.config
     N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
-    heads = Linear((N + 2 * K) * H, name='qkv')(x)
-    heads = heads.reshape(N + 2 * K, H, *x.shape[1:])
-    query, key, value = jnp.split(heads, (N, N + K))
+    if self.fused:
+      heads = Linear((N + 2 * K) * H, name='qkv')(x)
+      heads = heads.reshape(N + 2 * K, H, *x.shape[1:])
+      query, key, value = jnp.split(heads, (N, N + K))
+    else:
+      query, key, value = (
+        Linear(count * H, name=name)(x).reshape(count, H, *x.shape[1:])
+        for name, count in (('q', N), ('k', K), ('v', K))
+      )
     fresh = KeyValue(
       jnp.transpose(rotate(key, angles), (2, 0, 1, 3)),
       jnp.transpose(value, (2, 0, 3, 1)),
@@ -184,12 +193,16 @@ class MLP(nn.Module):
   """SwiGLU (arXiv 2002.05202)."""
 
   config: DecoderConfig
+  fused: bool
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [D, B, T] to [D, B, T]."""
-    gate_up = Linear(2 * self.config.d_ff, name='gate_up')(x)
-    gate, up = jnp.split(gate_up, 2)
+    F = self.config.d_ff
+    if self.fused:
+      gate, up = jnp.split(Linear(2 * F, name='gate_up')(x), 2)
+    else:
+      gate, up = (Linear(F, name=name)(x) for name in ('gate', 'up'))
     return Linear(self.config.d_model, name='down')(nn.silu(gate) * up)
 
 
@@ -197,22 +210,25 @@ class Layer(nn.Module):
   """Attention and MLP, each behind a norm and beside a residual."""
 
   config: DecoderConfig
+  fused: bool
 
   @nn.compact
   def __call__(self, x, *attention_args):
     """Maps [D, B, T] to ([D, B, T], the tokens' own `KeyValue`)."""
     norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-    mixed, fresh = Attention(self.config, name='attention')(
+    mixed, fresh = Attention(self.config, self.fused, name='attention')(
       norm('attention_norm')(x), *attention_args
     )
     x = x + mixed
-    return x + MLP(self.config, name='mlp')(norm('mlp_norm')(x)), fresh
+    mlp = MLP(self.config, self.fused, name='mlp')
+    return x + mlp(norm('mlp_norm')(x)), fresh
 
 
 class Decoder(nn.Module):
   """Tokens to logits of the last position, and to new keys and values."""
 
   config: DecoderConfig
+  fused: bool = True  # q, k, v and gate, up are one matrix each
 
   @nn.compact
   def __call__(
@@ -248,7 +264,7 @@ class Decoder(nn.Module):
     fresh_mask = causal & (mask[:, None, :] | np.eye(T, dtype=bool)[None])
     fresh = []
     for i in range(c.num_layers):
-      x, kv = Layer(c, name=f'layer_{i}')(
+      x, kv = Layer(c, self.fused, name=f'layer_{i}')(
         x,
         angles,
         fresh_mask,
@@ -266,49 +282,72 @@ class Decoder(nn.Module):
     return jnp.moveaxis(logits, 0, -1), fresh
 
 
-def canonical_spec(config: DecoderConfig) -> trees.Tree:
-  """The canonical tensors of the tree of `Decoder(config)`.
+def canonical_spec(config: DecoderConfig, fused: bool = True) -> trees.Tree:
+  """The canonical tensors of the tree of `Decoder(config, fused)`.
 
   Names are those of Hugging Face checkpoints, with `*` for the layer number;
-  shapes are (out, in), as checkpoints have them.
+  shapes are (out, in), as checkpoints have them. Of the axes, those are named
+  that a model may be split along: heads go by kv heads, each with the queries
+  that read it.
   """
   c = config
   D, F, V = c.d_model, c.d_ff, c.vocab_size
   NH, KH = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  heads = trees.Axis('heads', c.num_kv_heads)
+  hidden, vocab = trees.Axis('hidden', F), trees.Axis('vocab', V)
 
-  def leaf(layer, *columns, **rows):
+  def leaf(layer, axes, *columns, **rows):
     stem = 'model.layers.*.' if layer is not None else ''
     segments = tuple(
       trees.Segment(f'{stem}{name}.weight', layer or 0, size)
       for name, size in rows.items()
     )
-    return trees.Leaf((sum(rows.values()), *columns), segments)
+    # Cut into parts, a fused array would not have those of one head together.
+    axes = axes if len(segments) == 1 else (None,) * len(axes)
+    return trees.Leaf((sum(rows.values()), *columns), segments, axes)
 
   def layer(i):
-    attention = {
-      'self_attn.q_proj': NH,
-      'self_attn.k_proj': KH,
-      'self_attn.v_proj': KH,
-    }
-    mlp = {'mlp.gate_proj': F, 'mlp.up_proj': F}
+    def kernel(axes, columns, **rows):
+      return {'kernel': leaf(i, axes, columns, **rows)}
+
+    def kernels(whole, axis, **parts):
+      """Of parts (name in the checkpoint, size) by their names in the tree."""
+      if fused:
+        return {whole: kernel((axis, None), D, **dict(parts.values()))}
+      return {
+        name: kernel((axis, None), D, **dict([part]))
+        for name, part in parts.items()
+      }
+
+    qkv = kernels(
+      'qkv',
+      heads,
+      q=('self_attn.q_proj', NH),
+      k=('self_attn.k_proj', KH),
+      v=('self_attn.v_proj', KH),
+    )
+    gate_up = kernels(
+      'gate_up', hidden, gate=('mlp.gate_proj', F), up=('mlp.up_proj', F)
+    )
     return {
-      'attention_norm': {'scale': leaf(i, input_layernorm=D)},
+      'attention_norm': {'scale': leaf(i, (None,), input_layernorm=D)},
       'attention': {
-        'qkv': {'kernel': leaf(i, D, **attention)},
-        'out': {'kernel': leaf(i, NH, **{'self_attn.o_proj': D})},
+        **qkv,
+        'out': kernel((None, heads), NH, **{'self_attn.o_proj': D}),
       },
-      'mlp_norm': {'scale': leaf(i, post_attention_layernorm=D)},
+      'mlp_norm': {'scale': leaf(i, (None,), post_attention_layernorm=D)},
       'mlp': {
-        'gate_up': {'kernel': leaf(i, D, **mlp)},
-        'down': {'kernel': leaf(i, F, **{'mlp.down_proj': D})},
+        **gate_up,
+        'down': kernel((None, hidden), F, **{'mlp.down_proj': D}),
       },
     }
 
+  rows = (vocab, None)
   params = {
-    'embed': {'embedding': leaf(None, D, **{'model.embed_tokens': V})},
-    'final_norm': {'scale': leaf(None, **{'model.norm': D})},
+    'embed': {'embedding': leaf(None, rows, D, **{'model.embed_tokens': V})},
+    'final_norm': {'scale': leaf(None, (None,), **{'model.norm': D})},
     **{f'layer_{i}': layer(i) for i in range(c.num_layers)},
   }
   if not c.tie_head:
-    params['head'] = {'kernel': leaf(None, D, lm_head=V)}
+    params['head'] = {'kernel': leaf(None, rows, D, lm_head=V)}
   return {'params': params}

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every place where a weight meets an activation.
 
-A noise family that never materialises a member's weights (thin factors) only
-has to change this file: the rest of the model does not know how a product
-with a weight is made.
+A member of a low-rank family is not materialised: the collection `noise` holds
+the thin factors of what is added to a weight (`families.Factors`, under the
+weight's own name), and only this file looks at it. The base product is then
+one for all members, since only the factors carry their axis.
 
 Activations have their features first, [D, B, T], and weights are (out, in) as
 checkpoints store them, so that a product is weight @ activations. On CPU this
@@ -11,26 +12,64 @@ order reaches 0.85 of GEMM peak with 64 columns where activations @ weight.T
 reaches 0.65 (XLA swaps the factors of a transposed product, so the order has
 to hold for the model as a whole); on accelerators the compiler chooses layouts.
 
-Axes: B batch, T query time, D in, E out, V vocabulary.
+Axes: B batch, T query time, D in, E out, V vocabulary,
+R rank.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from thicket.families import Factors
 
-def product(weight: jax.Array, x: jax.Array, dtype=None) -> jax.Array:
-  """Weight [E, D] @ x [D, ...] -> [E, ...], in `dtype` or the dtype of x."""
-  return jax.lax.dot_general(
+
+def product(
+  weight: jax.Array,
+  x: jax.Array,
+  noise: Factors | None = None,
+  dtype: Any = None,
+) -> jax.Array:
+  """The product of a weight and activations, a member's noise included.
+
+  Args:
+    weight: [E, D].
+    x: [D, ...].
+    noise: what a member adds to the weight, or None.
+    dtype: of the result; None takes that of `x`.
+
+  Returns:
+    [E, ...]; sums are float32 where there is noise to be added.
+  """
+  dtype = dtype or x.dtype
+  dot = functools.partial(
+    jax.lax.dot_general, dimension_numbers=(((1,), (0,)), ((), ()))
+  )
+  base = dot(
     weight.astype(x.dtype),
     x,
-    (((1,), (0,)), ((), ())),
-    preferred_element_type=dtype or x.dtype,
+    preferred_element_type=dtype if noise is None else jnp.float32,
   )
+  if noise is None:
+    return base
+  met = dot(noise.inward.astype(x.dtype), x, preferred_element_type=jnp.float32)
+  rank = noise.outward[0].shape[1]
+  moves = []
+  for i, outward in enumerate(noise.outward):
+    own = met[i * rank : (i + 1) * rank]
+    # Term by term, not as a product of matrices: it joins the sum's own loop.
+    column = lambda r, outward=outward: jnp.expand_dims(
+      outward[:, r], range(1, x.ndim)
+    )
+    terms = (column(r) * own[r][None] for r in range(rank))
+    moves.append(functools.reduce(operator.add, terms))
+  move = moves[0] if len(moves) == 1 else jnp.concatenate(moves)
+  return (base + move).astype(dtype)
 
 
 class Linear(nn.Module):
@@ -44,7 +83,8 @@ class Linear(nn.Module):
     """Maps [D, ...] to [E, ...]."""
     init = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
     kernel = self.param('kernel', init, (self.features, x.shape[0]))
-    return product(kernel, x, self.dtype)
+    noise = self.get_variable('noise', 'kernel', None)
+    return product(kernel, x, noise, self.dtype)
 
 
 class Embed(nn.Module):
@@ -63,11 +103,21 @@ class Embed(nn.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Maps int32 [B, T] to [D, B, T]."""
-    return jnp.moveaxis(jnp.take(self.embedding, tokens, axis=0), -1, 0)
+    read = jnp.take(self.embedding, tokens, axis=0)
+    noise = self.get_variable('noise', 'embedding', None)
+    if noise is not None:
+      (outward,) = noise.outward
+      rows = jnp.take(outward, tokens, axis=0)
+      move = jnp.einsum(
+        'btr,rd->btd', rows, noise.inward, preferred_element_type=jnp.float32
+      )
+      read = (read.astype(jnp.float32) + move).astype(read.dtype)
+    return jnp.moveaxis(read, -1, 0)
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps [D, ...] to float32 [V, ...]."""
-    return product(self.embedding, x, jnp.float32)
+    noise = self.get_variable('noise', 'embedding', None)
+    return product(self.embedding, x, noise, jnp.float32)
 
 
 class RMSNorm(nn.Module):

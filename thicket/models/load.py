@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from thicket import trees
+from thicket import sharding, trees
 from thicket.models.decoder import Decoder, canonical_spec
 from thicket.models.decoder_config import DecoderConfig
 from thicket.models.gguf import GgufFile, ModelFileError, open_gguf
@@ -60,15 +61,19 @@ class LoadedModel:
   tokenizer: Tokenizer
 
 
-def load(name_or_path: str, dtype: str = 'float32') -> LoadedModel:
+def load(
+  name_or_path: str, dtype: str = 'float32', mesh: Mesh | None = None
+) -> LoadedModel:
   """Loads a model by its name in `hub.MODELS`, or from a local GGUF file.
 
   Args:
     name_or_path: see `hub.resolve`.
     dtype: of the weights, a key of `DTYPES`.
+    mesh: where the weights are put, array by array, split over its axis
+      `model` where they may be; by default JAX's default device.
 
   Returns:
-    The model; weights are on JAX's default device.
+    The model.
 
   Raises:
     HubError: it cannot be found or fetched.
@@ -87,12 +92,14 @@ def load(name_or_path: str, dtype: str = 'float32') -> LoadedModel:
       f'{files.path}: the tokenizer has {tokenizer.vocab_size} tokens, the '
       f'embedding {config.vocab_size} rows; take another copy of the file'
     )
-  spec = canonical_spec(config)
+  mesh = sharding.make_mesh(jax.devices()[:1]) if mesh is None else mesh
+  fused = not sharding.is_split(mesh)
+  spec = canonical_spec(config, fused)
   return LoadedModel(
     name=files.name,
     sha256=files.sha256,
-    decoder=Decoder(config),
-    params=params_from_gguf(file, config, spec, DTYPES[dtype]),
+    decoder=Decoder(config, fused),
+    params=params_from_gguf(file, config, spec, DTYPES[dtype], mesh),
     spec=spec,
     tokenizer=tokenizer,
   )
@@ -175,9 +182,9 @@ def _half_split(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def params_from_gguf(
-  file: GgufFile, config: DecoderConfig, spec: Tree, dtype: Any
+  file: GgufFile, config: DecoderConfig, spec: Tree, dtype: Any, mesh: Mesh
 ) -> Tree:
-  """Reads the weights of `Decoder(config)`, one canonical tensor at a time.
+  """Reads the weights of a decoder onto a mesh, one tensor at a time.
 
   Raises:
     ModelFileError: names every missing, extra and misshapen tensor at once.
@@ -205,7 +212,7 @@ def params_from_gguf(
   def array(leaf: trees.Leaf) -> jax.Array:
     parts = [read(segment) for segment in leaf.segments]
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return jnp.asarray(whole, dtype)
+    return sharding.place(mesh, np.asarray(whole, dtype), leaf)
 
   return jax.tree.map(array, spec)
 
