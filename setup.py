@@ -42,6 +42,11 @@ setuptools.setup(
   extras_require={
     'cuda12': ['jax[cuda12]>=0.10'],
     'tpu': ['jax[tpu]>=0.10'],
+    # For a --workdir of gs:// or s3://.
+    'gcs': ['gcsfs>=2025.3'],
+    's3': ['s3fs>=2025.3'],
+    # Servers for tests/storage_test.py, which is skipped without them.
+    'emulators': ['gcp-storage-emulator>=2026.7', 'moto[server]>=5.1'],
     'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8'],
     'vision': ['scikit-learn>=1.5'],  # its digits, for configs/vision.py
     'test': [

@@ -89,6 +89,8 @@ def test_commands_parse(name, monkeypatch):
     values = flags.FlagValues()
     monkeypatch.setattr(sys, 'argv', command[2:])  # read for its overrides
     config = config_flags.DEFINE_config_file('config', flag_values=values)
+    for name in ('workdir', 'shard'):
+      flags.DEFINE_string(name, None, '', flag_values=values)
     values(command[2:])
     for key in re.findall(r'--config\.([\w.]+)=', ' '.join(command)):
       assert key in keys(config.value), key

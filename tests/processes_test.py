@@ -18,6 +18,8 @@ def test_one_process_is_the_first_and_gets_its_own_back():
 
 def test_one_process_waits_for_nobody_and_stays():
   processes.meet()
+  assert processes.least(3) == 3
+  assert processes.least(None) is None
   processes.agree('colour', 'blue')
   processes.outlast(RuntimeError())
   processes.leave(3, 'the end')

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from rich.console import Console
 
 from thicket import batching, decode, engine, evaluation, processes
@@ -31,6 +30,7 @@ from thicket.ledger import Ledger, LedgerError, uninterrupted
 from thicket.plan import Condition
 from thicket.population import Members, Population
 from thicket.progress import tally
+from thicket.storage import Lines, as_path
 from thicket.watch import Watch
 
 FIRST = (BASE, 0)  # the unit by whose answers all others are batched
@@ -75,7 +75,7 @@ class Work:
       console: where progress goes.
     """
     self._engine, self._members, self._judge = the_engine, members, judge
-    self._population, self._metrics = population, epath.Path(metrics)
+    self._population, self._metrics = population, Lines(as_path(metrics))
     self._range, self._keep_texts = members_per_range, keep_texts
     self._console = console
     self._counts = {'answers': 0, 'tokens': 0, 'seconds': 0.0}
@@ -201,11 +201,10 @@ class Work:
       }
       lines.append(json.dumps(line) + '\n')
     try:
-      with self._metrics.open('a') as file:
-        file.writelines(lines)
+      self._metrics.add(lines)
     except OSError as error:
       raise LedgerError(
-        f'{self._metrics}: cannot be written: {error.strerror}'
+        f'{self._metrics.path}: cannot be written: {error.strerror}'
       ) from error
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -36,12 +36,13 @@ from thicket import (
 from thicket.analysis import density
 from thicket.contest import Contest
 from thicket.estimates import rate
-from thicket.ledger import LedgerError, write_atomically
+from thicket.ledger import LedgerError
 from thicket.plan import ConfigError, one_of
 from thicket.plots import signals as signal_plots
 from thicket.plots import style, thickets
 from thicket.problems import Problem
 from thicket.recipe import recipe_hash
+from thicket.storage import as_path, make_folder, os_errors, write_atomically
 
 SUMMARY, PAGE = 'summary.json', 'report.html'
 
@@ -93,7 +94,7 @@ class ArrayRun:
     if workdir is None:
       name = f'{config.task.name}-{recipe_hash(_recipe(config))}'
       workdir = os.path.join('runs', name)
-    self.workdir = pathlib.Path(workdir)
+    self.workdir = as_path(workdir)
 
   def finish(self) -> dict[str, Any]:
     """Searches and compares for each problem; returns the summary."""
@@ -119,10 +120,11 @@ class ArrayRun:
       return summary
     try:
       folder = self.workdir / 'figures'
-      folder.mkdir(parents=True, exist_ok=True)
+      make_folder(folder)
       for title, figure in drawn.items():
         name = title.lower().replace(' ', '-')
-        style.save(figure, folder / f'{name}.png')
+        with os_errors(folder):
+          style.save(figure, folder / f'{name}.png')
       apart = {title: style.apart(figure) for title, figure in drawn.items()}
       for name, text in (
         (SUMMARY, json.dumps(summary, indent=2)),
@@ -135,7 +137,7 @@ class ArrayRun:
       ) from error
     return summary
 
-  def results(self) -> dict[str, pathlib.Path]:
+  def results(self) -> dict[str, epath.Path]:
     """Where things lie, by what they are."""
     return {
       'report': self.workdir / PAGE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import logging as stdlib_logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from thicket import arguments, array_run, clusters, processes, run
+from thicket.job_array import Shard
 from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
 from thicket.models.tokenizer import TokenizerError
@@ -36,6 +38,12 @@ _MEMBERS = flags.DEFINE_string(
   None,
   'Members on a device at a time, in place of config.run.members_per_device; '
   'auto: as many as memory holds.',
+)
+_SHARD = flags.DEFINE_string(
+  'shard',
+  None,
+  'i/n: only score slice i of n of the population, 0 <= i < n, for '
+  '`python -m thicket.ledger merge` to join.',
 )
 _CACHE = flags.DEFINE_string(
   'compilation_cache', None, 'Folder in which JAX keeps compiled programs.'
@@ -84,7 +92,7 @@ def main(argv: list[str]) -> int:
   if console.is_terminal:
     _log_above_bars(console)
   config = _CONFIG.value
-  job = _job(config, _MEMBERS.value, console)
+  job = _job(config, _MEMBERS.value, _SHARD.value, console)
   resume = arguments.command(sys.argv)
   try:
     job.finish()
@@ -107,14 +115,21 @@ def main(argv: list[str]) -> int:
   for what, path in job.results().items():
     print(f'{what:9} {path}')
   print(f'resume    {resume}')
-  print(f'enlarge   {arguments.command(sys.argv, size)}')
+  if _SHARD.value:
+    merge = ['python', '-m', 'thicket.ledger', 'merge']
+    print(f'merge     {shlex.join([*merge, f"--workdir={job.workdir}"])}')
+  else:
+    print(f'enlarge   {arguments.command(sys.argv, size)}')
   return 0
 
 
 def _job(
-  config: ml_collections.ConfigDict, members: str | None, console: Console
+  config: ml_collections.ConfigDict,
+  members: str | None,
+  shard: str | None,
+  console: Console,
 ) -> run.Run | array_run.ArrayRun:
-  """The run of a configuration, with so many members at a time."""
+  """The run of a configuration: so many members at a time, of a slice."""
   is_text, is_auto = 'decode' in config, members == 'auto'
   if members is not None and not is_auto:
     if not (members.isdecimal() and int(members) > 0):
@@ -123,11 +138,21 @@ def _job(
       )
     config.run.members_per_device = int(members)
   if is_text:
-    return run.Run(config, _WORKDIR.value, console, fit_members=is_auto)
+    return run.Run(
+      config,
+      _WORKDIR.value,
+      console,
+      shard=Shard.parse(shard) if shard else None,
+      fit_members=is_auto,
+    )
   if is_auto:
     raise arguments.ArgumentError(
       '--members_per_step=auto: what fits is known of text runs only; give a '
       'number'
+    )
+  if shard:
+    raise arguments.ArgumentError(
+      f'--shard={shard}: only runs on text are sliced; leave it out'
     )
   return array_run.ArrayRun(config, _WORKDIR.value, console)
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, PartitionSpec
 
 from thicket import (
@@ -35,6 +34,7 @@ from thicket import (
 from thicket.blocks import Block
 from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
+from thicket.storage import as_path
 from thicket.user_rules import user_rules
 
 # Saved together, when a chunk makes at least so many; a kill loses them.
@@ -143,9 +143,9 @@ def search(
       score. Needs arrays [B, ...] in `data`, and a reward for each row that
       depends on that row alone (products of other shapes round differently).
     max_reward: for pruning, what no row's reward is above.
-    workdir: folder in which rewards are kept as they are found, so that the
-      same call goes on where it was stopped, and one with more members adds
-      to it. By default they are in memory only.
+    workdir: folder, or gs:// or s3:// URL, in which rewards are kept as they
+      are found, so that the same call goes on where it was stopped, and one
+      with more members adds to it. By default they are in memory only.
     name: of `apply` and `score`, which cannot be told apart by the folder.
 
   Returns:
@@ -181,7 +181,7 @@ def search(
       'data': trees.content_hash(data),
       'prune_after': list(prune_after),
     }
-    ledger = Ledger.open(epath.Path(workdir) / 'ledger', recipe)
+    ledger = Ledger.open(as_path(workdir) / 'ledger', recipe)
   perturber = perturb.Perturber(
     sharding.replicate(mesh, params),
     spec,

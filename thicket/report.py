@@ -14,12 +14,12 @@ import os
 import sys
 from typing import Any
 
-from etils import epath
 from rich.console import Console
 
 from thicket import comparison, page, processes, ranking, summary, tables
-from thicket.ledger import LedgerError, write_atomically
+from thicket.ledger import LedgerError
 from thicket.plan import ConfigError, Plan
+from thicket.storage import as_path, write_atomically
 from thicket.stored import NotStored, Stored
 from thicket.summary import Facts, Summary
 from thicket.tasks.base import TaskError
@@ -64,7 +64,7 @@ def tell(
     show(tables.work_line(result['work']))
   if not processes.is_first():
     return result
-  folder = epath.Path(workdir)
+  folder = as_path(workdir)
   for name, text in (
     (SUMMARY, json.dumps(result, indent=2)),
     (PAGE, page.render(result)),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -28,23 +28,27 @@ from thicket import (
   evaluation,
   families,
   fit,
+  job_array,
   perturb,
   processes,
   ranking,
   report,
   sampling,
   sharding,
+  tables,
   tasks,
   trees,
 )
 from thicket.answering import FIRST, Desk, Work
 from thicket.blocks import Block
+from thicket.job_array import Shard
 from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
 from thicket.models.load import load
 from thicket.plan import Condition, ConfigError, make_plan, make_recipe
 from thicket.population import Members, OutOfMemory, PopulationError
 from thicket.recipe import recipe_hash
+from thicket.storage import as_path
 from thicket.stored import save_plan
 from thicket.summary import Summary
 
@@ -58,6 +62,7 @@ class Run:
     workdir: str | None = None,
     console: Console | None = None,
     *,
+    shard: Shard | None = None,
     fit_members: bool = False,
   ):
     """Loads the model, prepares prompts and opens the ledger.
@@ -67,16 +72,23 @@ class Run:
       workdir: folder of the run; by default named by task, model and recipe,
         so that the same recipe resumes and no other one collides.
       console: where progress and tables go.
+      shard: the slice of the population to score and nothing else, into a
+        folder of its own.
       fit_members: take as many members at a time as fit, rather than
         `config.run.members_per_device`.
 
     Raises:
       Any of the project's errors, before anything is computed.
     """
+    if workdir is not None:
+      as_path(workdir)  # what is wrong with it is said before anything loads
     self.console = console or Console()
     self.config = config
     processes.agree('their settings', recipe_hash(config.to_dict()))
     self.plan = make_plan(config)
+    self._shard = shard
+    if shard is not None:
+      shard.check(self.plan)
     start = time.monotonic()
     try:
       mesh = sharding.make_mesh(model=config.run.model_axis)
@@ -103,7 +115,10 @@ class Run:
     if workdir is None:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
-    self.workdir = pathlib.Path(workdir)
+    self.workdir = as_path(workdir)
+    self._own = self.workdir
+    if shard is not None:
+      self._own = self.workdir / job_array.FOLDER / shard.folder
     self._prompts: dict[str, tuple] = {}  # by template, see `_prepared`
     self._desks: dict[Condition, Desk] = {}
     self._desk(self.plan.greedy)
@@ -140,7 +155,7 @@ class Run:
         self.plan.task, model.tokenizer, config.run.judge_processes
       ),
       self.plan.population,
-      metrics=self.workdir / 'metrics.jsonl',
+      metrics=self._own / 'metrics.jsonl',
       members_per_range=config.run.members_per_range,
       keep_texts=config.run.keep_texts,
       console=self.console,
@@ -149,17 +164,38 @@ class Run:
   def finish(self) -> Summary:
     """Searches, compares and reports; the files land in the work folder.
 
-    Whatever interrupts it, judged answers are saved first.
+    Whatever interrupts it, judged answers are saved first. A slice of the
+    population is only scored; what it took is returned.
     """
     try:
+      if self._shard is not None:
+        return self._score(self._shard)
       return report.tell(
         self, self.plan, self.workdir, self.console, self._facts
       )
     finally:
       self._work.close()
 
-  def results(self) -> dict[str, pathlib.Path]:
+  def _score(self, shard: Shard) -> dict[str, Any]:
+    """The slice's members on all questions that the search may choose by."""
+    for split in job_array.splits(self.plan):
+      units = np.array(shard.units(self.plan.population.size))
+      rows = job_array.row_ids(self.plan, split)
+      is_merged = self._merged.seen(split, units, rows).all(axis=(1, 2))
+      label = f'slice {shard}, {len(units)} members on {split}'
+      if is_merged.any():
+        self.console.print(
+          f'{label}: {is_merged.sum()} of {len(units)} merged already'
+        )
+      self.get(self.plan.greedy, split, units[~is_merged], label=label)
+    work = self._spent()
+    self.console.print(tables.work_line(work))
+    return {'work': work}
+
+  def results(self) -> dict[str, epath.Path]:
     """Where things lie, by what they are."""
+    if self._shard is not None:
+      return {'slice': self._own}
     return {
       'report': self.workdir / report.PAGE,
       'summary': self.workdir / report.SUMMARY,
@@ -247,7 +283,7 @@ class Run:
     )
     return fit.choose(
       found,
-      fit.free_bytes(mesh.local_devices),
+      processes.least(fit.free_bytes(mesh.local_devices)),
       asked=None if is_free else self.config.run.members_per_device,
       units=max(plan.population.size, plan.sizes[-1]),
       devices=devices,
@@ -280,7 +316,7 @@ class Run:
     recipe = make_recipe(self.config, plan, model, condition)
     self._desks[condition] = Desk(
       condition,
-      Ledger.open(self.workdir / 'ledger' / condition.folder, recipe),
+      self._open(condition.folder, recipe),
       questions,
       prefix,
       evaluation.decoding(
@@ -298,20 +334,31 @@ class Run:
     )
     return self._desks[condition]
 
+  def _open(self, name: str, recipe: dict[str, Any]) -> Ledger:
+    ledger = self.workdir / 'ledger' / name
+    if self._shard is None:
+      return Ledger.open(ledger, recipe)
+    # Before the slice's own, to refuse another recipe than other slices have.
+    self._merged = Ledger.claim(ledger, recipe)
+    return Ledger.open(self._own / name, recipe)
+
   def _facts(self) -> dict[str, Any]:
     """What only the model or this process can say; ends up in the summary."""
+    return {
+      'recipe': self._desk(self.plan.greedy).ledger.recipe,
+      'effective_sigmas': self._effective_sigmas(),
+      'work': self._spent(),
+    }
+
+  def _spent(self) -> dict[str, Any]:
     spent = ranking.Cost()
     for desk in self._desks.values():
       for split in desk.ledger.splits:
         spent += ranking.cost(desk.ledger.view(split))
     return {
-      'recipe': self._desk(self.plan.greedy).ledger.recipe,
-      'effective_sigmas': self._effective_sigmas(),
-      'work': {
-        'stored': dataclasses.asdict(spent),
-        'this_run': self._work.facts(),
-        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-      },
+      'stored': dataclasses.asdict(spent),
+      'this_run': self._work.facts(),
+      'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
 
   def _effective_sigmas(self) -> list[dict[str, Any]]:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from etils import epath
 
 from thicket import data, processes
 from thicket.blocks import Block
-from thicket.ledger import Ledger, LedgerError, write_atomically
+from thicket.ledger import Ledger, LedgerError
 from thicket.plan import Condition, Plan, make_plan
+from thicket.storage import as_path, os_errors, write_atomically
 
 _FILE = 'plan.json'
 
@@ -39,7 +38,7 @@ def save_plan(
     'config': config.to_dict(),
     'examples': data.examples_to_json(plan.splits),
   }
-  path = epath.Path(workdir) / _FILE
+  path = as_path(workdir) / _FILE
   try:
     write_atomically(path, json.dumps(content))
   except OSError as error:
@@ -48,9 +47,11 @@ def save_plan(
 
 def load_plan(workdir: os.PathLike[str]) -> Plan:
   """The plan of the last run in a folder; raises LedgerError without one."""
-  path = pathlib.Path(workdir) / _FILE
+  path = as_path(workdir) / _FILE
   try:
-    content = json.loads(path.read_text(encoding='utf-8'))
+    with os_errors(path):
+      text = path.read_text(encoding='utf-8')
+    content = json.loads(text)
     splits = data.examples_from_json(content['examples'])
     config = ml_collections.ConfigDict(content['config'])
     return make_plan(config, splits)
@@ -68,7 +69,7 @@ class Stored:
 
   def __init__(self, workdir: os.PathLike[str]):
     """Reads the plan; ledgers are read as they are asked for."""
-    self.workdir = pathlib.Path(workdir)
+    self.workdir = as_path(workdir)
     self.plan = load_plan(workdir)
     self._ledgers: dict[Condition, Ledger] = {}
 

@@ -51,6 +51,10 @@ def main(port, process, folder):
   for block in blocks:
     ledger.append('test', block)
 
+  number = 7 + int(process)
+  assert processes.least(number) == 7
+  assert processes.least(number if process == '1' else None) is None
+
   mine = {'a/b': np.float32([-0.0, np.nan, 1e-45])} if process == '1' else {}
   theirs = processes.share_arrays(mine)
   for _ in range(3):

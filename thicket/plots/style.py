@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -291,7 +291,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
   Raises:
     ValueError: it ends in something else.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   kind = path.suffix.lower().removeprefix('.')
   if kind not in _METADATA:
     raise ValueError(f'path={str(path)!r}: must end in .png, .svg or .pdf')

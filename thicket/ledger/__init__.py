@@ -18,10 +18,8 @@ import functools
 import json
 import os
 import re
-import signal
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -35,18 +33,30 @@ from thicket.blocks import (
   Part,
   as_keys,
   from_block,
-  merge,
   pack,
   part_name,
   to_block,
   trim,
   unpack,
 )
+
+# Not as `merge`, which is a module of this package.
+from thicket.blocks import merge as merge_parts
+from thicket.interrupts import uninterrupted
+from thicket.ledger import staging
 from thicket.recipe import Recipe, check_recipe, differences
+from thicket.storage import (
+  absolute,
+  is_local,
+  make_folder,
+  os_errors,
+  subfolders,
+  write_atomically,
+)
 
 _RANGE = re.compile(r'(base|\d+)-(base|\d+)-[0-9a-f]{12}')
 _SPLIT = re.compile(r'\w[\w-]*', re.ASCII)
-_RECIPE_FILE = 'recipe.json'
+RECIPE_FILE = 'recipe.json'
 _PROBE_FILE = 'probe.tmp'
 _SLACK_BYTES = 1 << 16  # Orbax's own files in a range: 10 kB measured
 _SHOWN_FIELDS = 3
@@ -83,36 +93,21 @@ class Ledger:
     all its processes) at a time. Raises RecipeMismatch if the folder belongs
     to another recipe, LedgerError if it cannot be read or written.
     """
-    recipe = check_recipe(recipe)
-    folder = _absolute(folder)
-    if jax.process_index() == 0:
-      try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _RECIPE_FILE).exists():
-          if any(_ranges(path) for path in _subfolders(folder)):
-            raise LedgerError(
-              f'{folder}: ranges without their {_RECIPE_FILE}; restore that '
-              'file or choose another --workdir'
-            )
-          write_atomically(
-            folder / _RECIPE_FILE, json.dumps(recipe, indent=2, sort_keys=True)
-          )
-      except OSError as error:
-        raise _disk_error(folder, error) from error
-    processes.meet()
-    stored = _read_recipe(folder)
-    lines = differences(stored, recipe)
-    if lines:
-      more = len(lines) - _SHOWN_FIELDS
-      raise RecipeMismatch(
-        f'{folder}: rows of another recipe: {"; ".join(lines[:_SHOWN_FIELDS])}'
-        + (f'; and {more} more' if more > 0 else '')
-        + '; choose another --workdir or restore the field'
-      )
+    folder = absolute(folder)
+    stored = _claim(folder, recipe)
     # Only now: what lies in the folder of another recipe is not ours to touch.
     if jax.process_index() == 0:
       _remove_rubbish(folder)
     return cls(stored, folder, writable=True)
+
+  @classmethod
+  def claim(cls, folder: epath.PathLike, recipe: Recipe) -> Ledger:
+    """As `read`, of a folder that from now on is this recipe's.
+
+    Any number of processes may do so at once. Raises as `open` does.
+    """
+    folder = absolute(folder)
+    return cls(_claim(folder, recipe), folder, writable=False)
 
   @classmethod
   def read(cls, folder: epath.PathLike) -> Ledger:
@@ -122,7 +117,7 @@ class Ledger:
     finished after a split is first asked for are not noticed. Raises
     LedgerError if there is no ledger.
     """
-    folder = _absolute(folder)
+    folder = absolute(folder)
     return cls(_read_recipe(folder), folder, writable=False)
 
   @classmethod
@@ -136,7 +131,7 @@ class Ledger:
     names = {name for name, parts in self._parts.items() if parts}
     if self.folder is not None:
       try:
-        found = [path for path in _subfolders(self.folder) if _ranges(path)]
+        found = [path for path in subfolders(self.folder) if _ranges(path)]
       except OSError as error:
         raise _read_error(self.folder, error) from error
       names.update(path.name for path in found)
@@ -158,8 +153,8 @@ class Ledger:
     parts = self._loaded(split)
     part = from_block(block)
     say = self._say(split)
-    held = merge(parts, part.keys, say)
-    merge([held, part], part.keys, say)
+    held = merge_parts(parts, part.keys, say)
+    merge_parts([held, part], part.keys, say)
     adds_text = (part.columns['text'] >= 0) & (held.columns['text'] < 0)
     part = trim(part, part.seen & (~held.seen | adds_text))
     if not part.seen.size:
@@ -169,8 +164,8 @@ class Ledger:
         path = self.folder / split / part_name(part)
         # An exception can fall between a commit and our note of it; then the
         # range is there although this object did not know.
-        if path.exists():
-          merge([_load(path), part], part.keys, say)
+        if _is_finished(path):
+          merge_parts([_load(path), part], part.keys, say)
         else:
           _save(path, part)
       parts.append(part)
@@ -187,7 +182,7 @@ class Ledger:
     Raises LedgerError for ids that occur twice and for damaged ranges.
     """
     keys = as_keys(members, rows, draws)
-    return merge(self._loaded(split), keys, self._say(split)).seen
+    return merge_parts(self._loaded(split), keys, self._say(split)).seen
 
   def view(
     self,
@@ -209,7 +204,7 @@ class Ledger:
       if ids is None:
         held = [part.keys[axis] for part in parts]
         asked[axis] = np.unique(np.concatenate([*held, np.zeros(0, np.int64)]))
-    return to_block(merge(parts, as_keys(*asked), self._say(split)))
+    return to_block(merge_parts(parts, as_keys(*asked), self._say(split)))
 
   def _say(self, split: str) -> str:
     return f'{self.folder or "ledger in memory"}: split {split}'
@@ -231,87 +226,79 @@ class Ledger:
     return self._parts[split]
 
 
-def _absolute(folder: epath.PathLike) -> epath.Path:
-  return epath.Path(folder).expanduser().resolve()
-
-
-def _is_local(path: epath.Path) -> bool:
-  return '://' not in os.fspath(path)
-
-
-def _subfolders(folder: epath.Path) -> list[epath.Path]:
-  return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
 def _ranges(folder: epath.Path) -> list[epath.Path]:
   """Finished ranges of a split, sorted by name; none if it has no folder."""
-  if not folder.exists():
-    return []
-  found = [p for p in folder.iterdir() if _RANGE.fullmatch(p.name)]
-  return sorted(p for p in found if ocp.path.step.is_path_finalized(p))
+  found = [p for p in subfolders(folder) if _RANGE.fullmatch(p.name)]
+  return [path for path in found if _is_finished(path)]
+
+
+def _is_finished(path: epath.Path) -> bool:
+  try:
+    with os_errors(path):
+      return staging.is_finished(path)
+  except OSError as error:
+    raise _read_error(path, error) from error
 
 
 def _remove_rubbish(folder: epath.Path) -> None:
   """Removes what killed saves have left in a ledger's splits."""
   try:
-    for split in _subfolders(folder):
-      finished = set(_ranges(split))
-      for path in split.iterdir():
-        if path.name == _PROBE_FILE:
-          path.unlink()
-        elif _RANGE.match(path.name) and path not in finished:
-          path.rmtree()
+    with os_errors(folder):
+      for split in subfolders(folder):
+        finished = set(_ranges(split))
+        for path in split.iterdir():
+          if path.name == _PROBE_FILE:
+            path.unlink()
+          elif _RANGE.match(path.name) and path not in finished:
+            path.rmtree()
   except OSError as error:
     raise _disk_error(folder, error) from error
 
 
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-  """Holds a first Ctrl-C back until what is inside is done.
-
-  Orbax saves in threads of its own, which an exception in the main thread
-  leaves running: a save torn by it can be neither trusted nor tried again. A
-  second Ctrl-C is not held back, should the disk hang.
-  """
-  usual = signal.getsignal(signal.SIGINT)
-  in_main = threading.current_thread() is threading.main_thread()
-  if not (in_main and callable(usual)):
-    yield  # nothing would raise here
-    return
-  held: list[tuple] = []
-
-  def hold(*args):
-    held.append(args)
-    if len(held) > 1:
-      usual(*args)
-
-  signal.signal(signal.SIGINT, hold)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGINT, usual)
-  if held:
-    usual(*held[0])
-
-
-def write_atomically(path: epath.Path, text: str) -> None:
-  """Replaces a text file whole: a reader never sees half of it."""
-  partial = path.parent / (path.name + '.tmp')
-  with partial.open('w') as file:
-    file.write(text + '\n')
-    file.flush()
-    if _is_local(path):
-      os.fsync(file.fileno())
-  partial.replace(path)
+def _claim(folder: epath.Path, recipe: Recipe) -> Recipe:
+  """The recipe of a folder, written there if it has none; refuses another."""
+  recipe = check_recipe(recipe)
+  if jax.process_count() > 1 and not staging.is_direct(folder):
+    raise LedgerError(
+      f'{folder}: several processes need a folder that all see, or gs://'
+    )
+  if jax.process_index() == 0:
+    try:
+      with os_errors(folder):
+        make_folder(folder)
+        if not (folder / RECIPE_FILE).exists():
+          if any(_ranges(path) for path in subfolders(folder)):
+            raise LedgerError(
+              f'{folder}: ranges without their {RECIPE_FILE}; restore that '
+              'file or choose another --workdir'
+            )
+          write_atomically(
+            folder / RECIPE_FILE, json.dumps(recipe, indent=2, sort_keys=True)
+          )
+    except OSError as error:
+      raise _disk_error(folder, error) from error
+  processes.meet()
+  stored = _read_recipe(folder)
+  lines = differences(stored, recipe)
+  if lines:
+    more = len(lines) - _SHOWN_FIELDS
+    raise RecipeMismatch(
+      f'{folder}: rows of another recipe: {"; ".join(lines[:_SHOWN_FIELDS])}'
+      + (f'; and {more} more' if more > 0 else '')
+      + '; choose another --workdir or restore the field'
+    )
+  return stored
 
 
 def _read_recipe(folder: epath.Path) -> Recipe:
-  path = folder / _RECIPE_FILE
+  path = folder / RECIPE_FILE
   try:
-    return check_recipe(json.loads(path.read_text()))
+    with os_errors(path):
+      text = path.read_text()
+    return check_recipe(json.loads(text))
   except FileNotFoundError:
     raise LedgerError(
-      f'{folder}: no ledger here ({_RECIPE_FILE} is missing); check the path'
+      f'{folder}: no ledger here ({RECIPE_FILE} is missing); check the path'
       + (', which all processes have to see' if processes.index() else '')
     ) from None
   except OSError as error:
@@ -341,15 +328,15 @@ def _save(path: epath.Path, part: Part) -> None:
   tree = pack(part)
   try:
     if jax.process_index() == 0:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      if _is_local(path):
+      make_folder(path.parent)
+      if is_local(path):
         _probe(path.parent, sum(array.nbytes for array in tree.values()))
-    _checkpointer().save(path, args=ocp.args.PyTreeSave(tree))
+    staging.save(_checkpointer(), path, tree)
   except Exception as error:  # tensorstore raises ValueError for a full disk
-    partial = path.parent / (path.name + ocp.path.atomicity.TMP_DIR_SUFFIX)
-    with contextlib.suppress(OSError):
-      if jax.process_index() == 0 and partial.exists():
-        partial.rmtree()
+    partial = staging.partial(path)
+    with contextlib.suppress(OSError), os_errors(path):
+      if jax.process_index() == 0 and not staging.is_finished(path):
+        partial.rmtree(missing_ok=True)
     raise _disk_error(path.parent, error) from error
 
 
@@ -365,7 +352,7 @@ def _probe(folder: epath.Path, num_bytes: int) -> None:
 
 def _load(path: epath.Path) -> Part:
   try:
-    return unpack(_checkpointer().restore(path))
+    return unpack(staging.restore(_checkpointer(), path))
   except Exception as error:  # by what is broken: OSError, ValueError, KeyError
     if _place_reason(error):
       raise _read_error(path, error) from error
@@ -395,5 +382,6 @@ def _place_reason(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-  first, *_ = str(error).splitlines() or [type(error).__name__]
+  said = getattr(error, 'strerror', None) or str(error)
+  first, *_ = said.splitlines() or [type(error).__name__]
   return _place_reason(error) or first[:_SHOWN_CHARS]
