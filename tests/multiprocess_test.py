@@ -335,7 +335,13 @@ def test_one_that_is_stopped_takes_the_other_along(bench, together, number):
   workers[1].send_signal(number)
   # Sooner than its silence would be noticed, which takes 100 s.
   (code, _, errors), (other, _, more) = _ends(workers, timeout=60)
-  assert (code, other) == (3, 130), errors + more
-  assert _said(errors) == ['thicket: process 1 has stopped: interrupted']
-  assert _said(more)[0] == 'thicket: process 1: stopped'
-  assert 'Traceback' not in errors + more
+  assert code == 3, errors
+  (line,) = _said(errors)
+  assert 'Traceback' not in errors
+  if other == 130:
+    assert line == 'thicket: process 1 has stopped: interrupted'
+    assert _said(more)[0] == 'thicket: process 1: stopped'
+  else:  # JAX makes an error of its own of what interrupts a look-up
+    assert other == 1
+    assert line.startswith('thicket: process 1 has stopped: ')
+    assert 'KeyboardInterrupt' in more
