@@ -34,6 +34,8 @@ LEVELS = {
   'progress': 0,
   'interrupts': 0,
   'arguments': 0,
+  'clusters': 0,
+  'processes': 0,
   'analysis': 0,
   'analysis.quality': 0,
   'analysis.discordance': 0,

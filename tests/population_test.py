@@ -25,6 +25,7 @@ from thicket.population import (
 ROOT = pathlib.Path(__file__).parents[1]
 SIGMAS = (0.25, 0.5, 1.0)
 SEED = 11
+ANY_IDS = (4, 0, -1, *range(5, 17), 40, 2)
 PARAMS = {
   'bias': np.arange(4, dtype=np.float32),
   'weight': np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4),

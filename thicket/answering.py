@@ -3,7 +3,8 @@
 
 Generation is dispatched chunk by chunk, and while the devices run one chunk
 the host judges the one before and saves it. Ranges are saved as they fill;
-whatever interrupts the work, what has been judged is saved first.
+whatever interrupts the work, what has been judged is saved first. With several
+processes each judges what its own devices hold, and all save the rows of all.
 
 The base's own first answers are given before all others to the same questions
 under the same condition: their lengths say who shares a batch (see
@@ -13,17 +14,18 @@ under the same condition: their lengths say who shares a batch (see
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from thicket import batching, decode, engine, evaluation
-from thicket.blocks import BASE, Block
+from thicket import batching, decode, engine, evaluation, processes
+from thicket.blocks import BASE, Block, from_block, pack, to_block, unpack
 from thicket.ledger import Ledger, LedgerError, uninterrupted
 from thicket.plan import Condition
 from thicket.population import Members, Population
@@ -103,6 +105,12 @@ class Work:
     label: str,
   ) -> None:
     questions = desk.questions[split]
+    # Each works out by itself what is missing: one that sees another folder
+    # would wait for the others for ever, or mix its rows with theirs.
+    asked = repr((desk.condition.folder, split, which.tolist(), [*units]))
+    processes.agree(
+      'what is missing', hashlib.sha256(asked.encode()).hexdigest()
+    )
     batches = questions.batches(which, _lengths(desk, split, which))
     step = engine.answer_all(self._engine, desk.decoding, desk.prefix, batches)
     keep_texts = self._keep_texts in (split, 'all')
@@ -115,6 +123,7 @@ class Work:
     self._judge.start()  # processes warm up while programs compile
     start, compiled = time.monotonic(), self._engine.compile_s
     members, draws = zip(*units, strict=True)
+    order = {unit: i for i, unit in enumerate(units)}
     unit = 'samples' if desk.condition.temperature else 'members'
     watch = Watch()
 
@@ -134,6 +143,7 @@ class Work:
           questions, which, batches, generated, ids, numbers,
           keep_texts=keep_texts,
         )  # fmt: skip
+        blocks = _everyone(blocks, order)
         saver.add(blocks)
         progress.advance(len(blocks))
         self._counts['answers'] += len(blocks) * len(which)
@@ -173,6 +183,8 @@ class Work:
     self, condition: Condition, split: str, blocks: Sequence[Block]
   ) -> None:
     """Adds a line for each saved answer set to metrics.jsonl, to plot from."""
+    if not processes.is_first():
+      return
     lines = []
     for block in blocks:
       member = int(block.members[0])
@@ -206,10 +218,32 @@ def _lengths(desk: Desk, split: str, which: np.ndarray) -> np.ndarray | None:
   return base.num_tokens[0, :, 0] if base.seen.all() else None
 
 
+def _everyone(
+  blocks: Sequence[Block], order: Mapping[tuple[int, int], int]
+) -> list[Block]:
+  """The blocks of all processes, each of one unit, in the order of units."""
+  if processes.count() == 1:
+    return list(blocks)
+  own = {
+    f'{i}/{name}': array
+    for i, block in enumerate(blocks)
+    for name, array in pack(from_block(block)).items()
+  }
+  found = []
+  for arrays in processes.share_arrays(own):
+    trees: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+      number, _, name = key.partition('/')
+      trees.setdefault(number, {})[name] = array
+    found += [to_block(unpack(tree)) for tree in trees.values()]
+  return sorted(found, key=lambda x: order[int(x.members[0]), int(x.draws[0])])
+
+
 class _Saver:
   """Saves judged answers in ranges of a size that no chunk size changes.
 
-  Left by an exception, Ctrl-C too, it saves the unfinished range first.
+  Left by an exception, Ctrl-C too, it saves the unfinished range first; not
+  with several processes, which would have to be interrupted at one place.
   """
 
   def __init__(
@@ -246,5 +280,5 @@ class _Saver:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    if self._pile:
+    if self._pile and (kind is None or processes.count() == 1):
       self._save(len(self._pile))

@@ -34,7 +34,9 @@ def parse(argv: Sequence[str]) -> list[str]:
   except flags.UnrecognizedFlagError as error:
     raise ArgumentError(
       f'unknown flag --{error.flagname}; flags are --config, --config.KEY, '
-      '--workdir, --shard and --compilation_cache'
+      '--workdir, --shard, --compilation_cache and, for many processes, '
+      '--distributed, --coordinator, --num_processes, --process_id and '
+      '--heartbeat_timeout_s'
     ) from error
   except (
     flags.Error,

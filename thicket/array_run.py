@@ -27,6 +27,7 @@ from thicket import (
   contest,
   page,
   problems,
+  processes,
   randopt,
   scoring,
   signals,
@@ -87,6 +88,7 @@ class ArrayRun:
     Raises:
       ConfigError: naming the setting.
     """
+    processes.agree('their settings', recipe_hash(config.to_dict()))
     self.config, self.console = config, console or Console()
     self.sizes, self.mesh = _sizes(config), mesh
     if workdir is None:
@@ -113,7 +115,9 @@ class ArrayRun:
       'seconds': time.monotonic() - start,
       'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     }
-    drawn = _figures(self.config, told)
+    drawn = _figures(self.config, told)  # by all: members answer once more
+    if not processes.is_first():
+      return summary
     try:
       folder = self.workdir / 'figures'
       make_folder(folder)

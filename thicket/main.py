@@ -6,10 +6,13 @@ python -m thicket.main --config=configs/llm.py --config.population.size=64
 
 from __future__ import annotations
 
+import faulthandler
 import logging as stdlib_logging
 import os
 import shlex
+import signal
 import sys
+import traceback
 
 import jax
 import ml_collections
@@ -18,7 +21,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from thicket import arguments, array_run, run
+from thicket import arguments, array_run, clusters, processes, run
 from thicket.job_array import Shard
 from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
@@ -46,13 +49,34 @@ _CACHE = flags.DEFINE_string(
   'compilation_cache', None, 'Folder in which JAX keeps compiled programs.'
 )
 
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'auto', clusters.MODES, 'Whether there are more processes.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where no cluster tells it.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.', lower_bound=0
+)
+_HEARTBEAT = flags.DEFINE_integer(
+  'heartbeat_timeout_s',
+  100,
+  'Silence of a process after which all end.',
+  lower_bound=2,
+)
+
 USER_ERRORS = (
   *run.USER_ERRORS,
   ModelFileError,
   TokenizerError,
   arguments.ArgumentError,
+  clusters.ClusterError,
+  processes.ProcessError,
 )
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BUG, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: list[str]) -> int:
@@ -61,9 +85,10 @@ def main(argv: list[str]) -> int:
     raise arguments.ArgumentError(f'{argv[1]!r} is no flag: they begin with --')
   if _CONFIG.value is None:
     raise arguments.ArgumentError('no --config; try --config=configs/llm.py')
+  _join()
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', _CACHE.value)
-  console = Console(highlight=False)
+  console = Console(highlight=False, quiet=not processes.is_first())
   if console.is_terminal:
     _log_above_bars(console)
   config = _CONFIG.value
@@ -72,13 +97,19 @@ def main(argv: list[str]) -> int:
   try:
     job.finish()
   except (KeyboardInterrupt, run.LedgerError, run.OutOfMemory) as error:
+    processes.outlast(error)
     interrupted = isinstance(error, KeyboardInterrupt)
     _say('stopped' if interrupted else error)
     if not isinstance(error, RecipeMismatch):
       _say(
         f'finished members are kept in {job.workdir}; resume with\n  {resume}'
+        + ('\nin all processes' if processes.count() > 1 else '')
       )
-    return EXIT_INTERRUPTED if interrupted else EXIT_BAD_INPUT
+    return _ended(EXIT_INTERRUPTED if interrupted else EXIT_BAD_INPUT, error)
+  is_first = processes.is_first()
+  processes.finish()
+  if not is_first:
+    return 0
   size = f'--config.population.size={4 * config.population.size}'
   print()
   for what, path in job.results().items():
@@ -126,8 +157,46 @@ def _job(
   return array_run.ArrayRun(config, _WORKDIR.value, console)
 
 
+def _join() -> None:
+  """Meets the other processes, where there are any."""
+  asked = clusters.Place(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+  place = clusters.find(_DISTRIBUTED.value, asked)
+  if place is None:
+    return
+  # This service takes SIGTERM for itself and only notes it, so that a scheduler
+  # could not end a process.
+  jax.config.update('jax_enable_preemption_service', False)
+  clusters.join(place, patience_s=_HEARTBEAT.value)
+  processes.watch(_HEARTBEAT.value)
+  # JAX aborts a process when process 0 is gone: no fault of ours, and what
+  # absl would print of it is a page.
+  faulthandler.disable()
+  # A scheduler's wish to end one: said to the others, as Ctrl-C is.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  if not processes.is_first():
+    logging.set_verbosity(logging.WARNING)
+  logging.info(
+    '%d processes, %d devices', processes.count(), jax.device_count()
+  )
+
+
+def _ended(code: int, error: BaseException) -> int:
+  """The exit code; of several processes all others end with this one."""
+  kind = type(error).__name__
+  said = str(error) if isinstance(error, USER_ERRORS) else f'{kind}: {error}'
+  if isinstance(error, KeyboardInterrupt):
+    said = 'interrupted'
+  first, *_ = said.splitlines() or [kind]
+  processes.leave(code, first)
+  return code
+
+
 def _say(what: object) -> None:
-  print(f'thicket: {what}', file=sys.stderr)
+  several = processes.count() > 1
+  who = f'process {processes.index()}: ' if several else ''
+  print(f'thicket: {who}{what}', file=sys.stderr)
 
 
 def _guarded(argv: list[str]) -> int:
@@ -135,11 +204,18 @@ def _guarded(argv: list[str]) -> int:
   try:
     return main(argv)
   except USER_ERRORS as error:
+    processes.outlast(error)
     _say(error)
-    return EXIT_BAD_INPUT
-  except KeyboardInterrupt:
+    return _ended(EXIT_BAD_INPUT, error)
+  except KeyboardInterrupt as error:
     _say('stopped; nothing stored is lost, the same command goes on')
-    return EXIT_INTERRUPTED
+    return _ended(EXIT_INTERRUPTED, error)
+  except Exception as error:
+    if processes.count() == 1:
+      raise
+    processes.outlast(error)
+    traceback.print_exc()  # now: the end of several processes is abrupt
+    return _ended(EXIT_BUG, error)
 
 
 def _parse(argv: list[str]) -> list[str]:

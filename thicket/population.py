@@ -6,7 +6,8 @@ same sigma. A chunk of members is materialised on every device of the mesh, a
 step is dispatched on it, and while the devices work the host gets the results
 of the chunk before: reading text and judging it overlaps with generation.
 When a device runs out of memory the chunk is halved, and what has not been
-handed out yet is computed again.
+handed out yet is computed again. With several processes each gets the results
+that its own devices hold.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from thicket import sharding
+from thicket import processes, sharding
 from thicket.blocks import BASE
 from thicket.perturb import Perturber
 
@@ -164,12 +165,36 @@ class Members:
     Yields:
       (ids [m], draws [m], results on the host, arrays [m, ...]), chunk by
       chunk in order, the results of one when the next has been dispatched.
+      Of each chunk a process gets the members on its own devices, maybe none.
       The last chunk is filled with the base, whose results are dropped, so
       that every chunk has one shape.
 
     Raises:
       OutOfMemory: not even one member on each device fits.
     """
+    for _, *found in self._chunks(member_ids, step, draws):
+      yield tuple(found)
+
+  def gather(
+    self, member_ids: Sequence[int] | np.ndarray, step: Step
+  ) -> Iterator[tuple[np.ndarray, Tree]]:
+    """As `run`, but each process gets the results of all members.
+
+    They travel over the network of the hosts: for results of little size.
+
+    Yields:
+      (ids [m], results on the host, arrays [m, ...]).
+    """
+    for chunk, *_, own in self._chunks(member_ids, step, None):
+      yield chunk, self._everyone(own, len(chunk))
+
+  def _chunks(
+    self,
+    member_ids: Sequence[int] | np.ndarray,
+    step: Step,
+    draws: Sequence[int] | np.ndarray | None,
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Tree]]:
+    """The ids of each chunk, and what `run` says of this process's part."""
     ids = np.asarray(member_ids, np.int32)
     draws = np.zeros_like(ids) if draws is None else np.asarray(draws, np.int32)
     flight: collections.deque[tuple] = collections.deque()
@@ -190,7 +215,7 @@ class Members:
           sent += len(chunk)
           if len(flight) == 1 and sent < len(ids):
             continue  # one chunk ahead of the host
-        found = self._collect(*flight[0])
+        found = flight[0][0], *self._collect(*flight[0])
       except jax.errors.JaxRuntimeError as error:
         self._shrink(error)
         # Whatever is in flight may hang on what failed.
@@ -248,8 +273,61 @@ class Members:
     self._buffers = weights
     return results
 
-  @staticmethod
-  def _collect(chunk: np.ndarray, draws: np.ndarray, results: Tree) -> tuple:
-    host = jax.device_get(results)
-    kept = jax.tree.map(lambda array: array[: len(chunk)], host)
-    return chunk, draws, kept
+  def _collect(
+    self, chunk: np.ndarray, draws: np.ndarray, results: Tree
+  ) -> tuple[np.ndarray, np.ndarray, Tree]:
+    own = self._rows_of(processes.index(), len(chunk))
+    host = jax.tree.map(lambda array: _rows(array, own), results)
+    return chunk[own], draws[own], host
+
+  def _everyone(self, own: Tree, size: int) -> Tree:
+    """The results of a chunk from what each process has of them."""
+    if all(
+      x.process_index == processes.index() for x in self._mesh.devices.flat
+    ):
+      return own
+    leaves, structure = jax.tree.flatten(own)
+    found = processes.share(b''.join(leaf.tobytes() for leaf in leaves))
+    whole = [np.empty((size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
+    for process, data in enumerate(found):
+      rows, start = self._rows_of(process, size), 0
+      for array in whole:
+        part = array[rows]
+        end = start + part.nbytes
+        array[rows] = np.frombuffer(data[start:end], array.dtype).reshape(
+          part.shape
+        )
+        start = end
+    return jax.tree.unflatten(structure, whole)
+
+  def _rows_of(self, process: int, size: int) -> np.ndarray:
+    owners = _owners(self._mesh, self._chunk)
+    return np.flatnonzero(owners[:size] == process)
+
+
+def _owners(mesh: Mesh, size: int) -> np.ndarray:
+  """The process that speaks for each row spread over members, int [size].
+
+  Where several devices hold a row, that of the first of them.
+  """
+  owners = np.full(size, -1)
+  spread = sharding.over_members(mesh).devices_indices_map((size,))
+  for device, (rows,) in spread.items():
+    part = owners[rows]  # a view
+    part[part < 0] = device.process_index
+  return owners
+
+
+def _rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
+  """Rows on the host of an array of which this process holds these, or all."""
+  if array.is_fully_addressable:
+    return np.asarray(array)[rows]
+  start = lambda shard: shard.index[0].start or 0
+  shards = {start(shard): shard.data for shard in array.addressable_shards}
+  held = np.concatenate(
+    [np.arange(first, first + len(data)) for first, data in shards.items()]
+  )
+  parts = np.concatenate(jax.device_get([*shards.values()]))
+  order = np.argsort(held)
+  at = np.searchsorted(held, rows, sorter=order)
+  return parts[order[at]]

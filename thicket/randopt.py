@@ -24,6 +24,7 @@ from jax.sharding import Mesh, PartitionSpec
 from thicket import (
   perturb,
   prng,
+  processes,
   pruning,
   scoring,
   selection,
@@ -228,11 +229,11 @@ class _Loop:
     self._weights = self.outputs_of(lambda params, _: params)
 
   def run(self, ids, step, per_device: int | None = None):
-    """As `Members.run`; the memory of one size of chunk is kept."""
+    """As `Members.gather`; the memory of one size of chunk is kept."""
     per_device = per_device or self._per_device
     if self._held is None or self._held[0] != per_device:
       self._held = per_device, self._make(per_device)
-    return self._held[1].run(ids, step)
+    return self._held[1].gather(ids, step)
 
   def weights(self, member: int) -> Tree:
     """The parameters of one member, on the host."""
@@ -254,7 +255,7 @@ class _Loop:
       enough = -(-len(ids) // sharding.num_devices(self.mesh))
       chunks = self.run(ids, step, min(self._per_device, enough))
       return jax.tree.map(
-        lambda *parts: np.concatenate(parts), *[found for *_, found in chunks]
+        lambda *parts: np.concatenate(parts), *[found for _, found in chunks]
       )
 
     return of_members
@@ -328,7 +329,7 @@ class _Scorer:
       step = lambda weights, *_: self._step(weights, data)
       # In chunks of one size, whoever and however many are asked: others round
       # differently, and a larger N must not change what is there.
-      for _, _, rewards in self._loop.run(ids, step):
+      for _, rewards in self._loop.run(ids, step):
         if rows.stop and rewards.shape[1] != rows.stop - (rows.start or 0):
           raise ValueError(
             f'prune_after needs a reward for each row; the score gives '
@@ -337,8 +338,11 @@ class _Scorer:
         found.append(rewards)
         if sum(map(len, found[kept:])) >= _MEMBERS_PER_RANGE:
           keep()
-    finally:
-      keep()
+    except BaseException:
+      if processes.count() == 1:  # the others are not interrupted here
+        keep()
+      raise
+    keep()
     return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from thicket import comparison, page, ranking, summary, tables
+from thicket import comparison, page, processes, ranking, summary, tables
 from thicket.ledger import LedgerError
 from thicket.plan import ConfigError, Plan
 from thicket.storage import as_path, write_atomically
@@ -62,6 +62,8 @@ def tell(
     console.print(f'- not run: {reason}')
   if 'work' in result:
     show(tables.work_line(result['work']))
+  if not processes.is_first():
+    return result
   folder = as_path(workdir)
   for name, text in (
     (SUMMARY, json.dumps(result, indent=2)),

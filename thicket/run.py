@@ -30,6 +30,7 @@ from thicket import (
   fit,
   job_array,
   perturb,
+  processes,
   ranking,
   report,
   sampling,
@@ -79,15 +80,11 @@ class Run:
     Raises:
       Any of the project's errors, before anything is computed.
     """
-    if jax.process_count() > 1:
-      raise ConfigError(
-        f'{jax.process_count()} processes: a run is one process, over all the '
-        'devices it sees'
-      )
     if workdir is not None:
       as_path(workdir)  # what is wrong with it is said before anything loads
     self.console = console or Console()
     self.config = config
+    processes.agree('their settings', recipe_hash(config.to_dict()))
     self.plan = make_plan(config)
     self._shard = shard
     if shard is not None:
@@ -114,6 +111,7 @@ class Run:
     except ValueError as error:
       raise ConfigError(f'population.only, population.skip: {error}') from error
     recipe = make_recipe(config, self.plan, model, self.plan.greedy)
+    processes.agree('recipe', recipe_hash(recipe))
     if workdir is None:
       name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
@@ -285,7 +283,7 @@ class Run:
     )
     return fit.choose(
       found,
-      fit.free_bytes(mesh.local_devices),
+      processes.least(fit.free_bytes(mesh.local_devices)),
       asked=None if is_free else self.config.run.members_per_device,
       units=max(plan.population.size, plan.sizes[-1]),
       devices=devices,
@@ -373,7 +371,7 @@ class Run:
     )
     found = []
     first = range(min(len(population.sigmas), population.size))
-    for ids, _, moved in self._members.run(
+    for ids, moved in self._members.gather(
       first, lambda weights, *_: rms(model.params, weights)
     ):
       for i, sigma in enumerate(population.sigma(ids)):

@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from thicket import data
+from thicket import data, processes
 from thicket.blocks import Block
 from thicket.ledger import Ledger, LedgerError
 from thicket.plan import Condition, Plan, make_plan
@@ -32,6 +32,8 @@ def save_plan(
   workdir: os.PathLike[str], config: ml_collections.ConfigDict, plan: Plan
 ) -> None:
   """Writes down what `load_plan` needs; raises LedgerError if it cannot."""
+  if not processes.is_first():
+    return
   content = {
     'config': config.to_dict(),
     'examples': data.examples_to_json(plan.splits),

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
+from thicket import processes
 from thicket.blocks import (
   Block,
   LedgerError,
@@ -277,7 +277,7 @@ def _claim(folder: epath.Path, recipe: Recipe) -> Recipe:
           )
     except OSError as error:
       raise _disk_error(folder, error) from error
-  multihost_utils.sync_global_devices('thicket ledger opened')
+  processes.meet()
   stored = _read_recipe(folder)
   lines = differences(stored, recipe)
   if lines:
@@ -299,6 +299,7 @@ def _read_recipe(folder: epath.Path) -> Recipe:
   except FileNotFoundError:
     raise LedgerError(
       f'{folder}: no ledger here ({RECIPE_FILE} is missing); check the path'
+      + (', which all processes have to see' if processes.index() else '')
     ) from None
   except OSError as error:
     raise _read_error(path, error) from error
@@ -311,8 +312,16 @@ def _read_recipe(folder: epath.Path) -> Recipe:
 
 @functools.cache
 def _checkpointer() -> ocp.Checkpointer:
+  # Named, processes meet on the network of the hosts and not in a collective,
+  # which would stand behind the generation of the next chunk.
+  who = ocp.options.MultiprocessingOptions(
+    active_processes={*range(processes.count())}
+  )
   # OCDBT, because plain zarr reads a deleted file as zeros.
-  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+  handler = ocp.PyTreeCheckpointHandler(
+    use_ocdbt=True, multiprocessing_options=who
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=who)
 
 
 def _save(path: epath.Path, part: Part) -> None:
