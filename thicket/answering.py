@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from rich.console import Console
 
 from thicket import batching, decode, engine, evaluation, processes
@@ -80,6 +81,7 @@ class Work:
     self._console = console
     self._counts = {'answers': 0, 'tokens': 0, 'seconds': 0.0}
     self._row_steps, self._pending_s = batching.RowSteps(), 0.0
+    self._has_begun = False
 
   def answer(
     self,
@@ -131,6 +133,9 @@ class Work:
       before = self._engine.compile_s
       results = step(*args)
       watch.dispatched(results, self._engine.compile_s - before)
+      if not self._has_begun:
+        self._has_begun = True
+        logging.info('first step dispatched')
       return results
 
     with (

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation of M members x B rows, prefill and single steps timed apart.
+
+A program that makes one token is prefill; one that makes nine is the same
+prefill and eight steps. Both run with the same weights one after the other,
+and a step is an eighth of their difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.throughput.timing import seconds
+from thicket import (
+  data,
+  decode,
+  engine,
+  evaluation,
+  perturb,
+  sampling,
+  sharding,
+  tasks,
+)
+from thicket.models.load import LoadedModel
+
+STEPS = 8
+RULES = {
+  'greedy': sampling.greedy,
+  'sampling': sampling.sampler(0, 0.7),
+  'top-p 0.9': sampling.sampler(0, 0.7, top_p=0.9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+  """Seconds of the prefill of a batch, prefix included, and of one step."""
+
+  prefill: float
+  step: float
+
+  def answers(self, tokens: int) -> float:
+    """Seconds for answers of so many tokens."""
+    return self.prefill + (tokens - 1) * self.step
+
+
+class Prompts:
+  """Real prompts of the arithmetic task, in one batch of B rows."""
+
+  def __init__(self, model: LoadedModel, rows: int, room: int):
+    """Encodes so many questions; `room` tokens are left to the answers."""
+    task = tasks.make('arithmetic')
+    splits = data.load(
+      task, num_selection=rows, num_validation=0, num_test=1, seed=0
+    )
+    self.prefix, questions = evaluation.prepare(
+      task,
+      model.tokenizer,
+      {'selection': splits.selection},
+      rows=rows,
+      max_new_tokens=room,
+      context_length=model.decoder.config.context_length,
+    )
+    (self.batch,) = questions['selection'].batches()
+
+
+def perturber(model: LoadedModel, family: str) -> perturb.Perturber:
+  """Writes members of a family on one device; low rank stays factored."""
+  return perturb.Perturber(
+    model.params,
+    model.spec,
+    seed=0,
+    mesh=sharding.make_mesh(jax.devices()[:1]),
+    family=family,
+    factored=family.startswith('low_rank'),
+  )
+
+
+class Setting:
+  """M members that answer B prompts and never stop early."""
+
+  def __init__(
+    self,
+    model: LoadedModel,
+    in_axes: Any,
+    members: int,
+    rows: int,
+    rules: tuple[str, ...] = ('greedy',),
+    lengths: tuple[int, ...] = (1, 1 + STEPS),
+  ):
+    """Prepares programs; each is compiled when it first runs.
+
+    Args:
+      model: the model.
+      in_axes: of the weights to come.
+      members: M.
+      rows: B.
+      rules: token rules, of `RULES`.
+      lengths: numbers of new tokens, a program each.
+    """
+    self.prompts = Prompts(model, rows, max(lengths))
+    self.members, self.rows = members, rows
+    vocab = model.decoder.config.vocab_size
+    # State 0 never leads to the accepting state: no row stops before the limit.
+    table = np.stack([np.zeros(vocab, np.int32), np.ones(vocab, np.int32)])
+    self._ids = jnp.zeros(members, jnp.int32)
+    self.engines, self._steps = {}, {}
+    for length in lengths:
+      # Each length has its own engine, so that no caches are made anew.
+      self.engines[length] = engine.Engine(
+        model.decoder,
+        mesh=sharding.make_mesh(jax.devices()[:1]),
+        in_axes=in_axes,
+        dtype=jnp.float32,
+      )
+      for rule in rules:
+        self._steps[rule, length] = engine.answer_all(
+          self.engines[length],
+          decode.Decoding(length, table, model.tokenizer.pad_id, RULES[rule]),
+          self.prompts.prefix,
+          [self.prompts.batch],
+        )
+
+  def answer(self, weights: Any, length: int, rule: str = 'greedy') -> Any:
+    """Answers of so many tokens with the weights at hand, awaited."""
+    return jax.block_until_ready(
+      self._steps[rule, length](weights, self._ids, self._ids)
+    )
+
+  def time(self, weights: Any) -> Timed:
+    """One measurement; compile first by calling it once."""
+    prefill = seconds(lambda: self.answer(weights, 1))
+    longer = seconds(lambda: self.answer(weights, 1 + STEPS))
+    return Timed(prefill, (longer - prefill) / STEPS)
+
+  def prefill_tokens(self) -> int:
+    """Tokens that prefill takes through the layers, padding included."""
+    rows, size = self.prompts.batch.tokens.shape
+    return self.members * (rows * size + len(self.prompts.prefix))
