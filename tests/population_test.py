@@ -100,8 +100,8 @@ def test_mirror_images_mean_the_base():
   mesh = _mesh(1)
   drawn = Population(SEED, 100, SIGMAS, antithetic=True)
   members = Members(_perturber(mesh), drawn, mesh, 3)
-  weights, _ = _run(members, range(6))
-  straight, _ = _run(_members(), range(3))
+  _, (weights, _) = _run(members, range(6))
+  _, (straight, _) = _run(_members(), range(3))
   for name, base in PARAMS.items():
     pairs = weights[name].reshape(3, 2, *base.shape)
     np.testing.assert_array_equal(pairs[:, 0], straight[name])
@@ -389,6 +389,8 @@ def _exhausted():
 
 class _Late:
   """Results whose arrays fail when they are fetched."""
+
+  is_fully_addressable = True
 
   def __init__(self, error):
     self._error = error

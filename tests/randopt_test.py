@@ -445,7 +445,7 @@ def test_the_base_is_never_modified(params):
     ),
     (
       {'scale': 'rms'},
-      "sigma scale 'rms' is not one of ('absolute', 'relative')",
+      "sigma scale 'rms' is not one of ('absolute', 'relative', 'modular')",
     ),
     (
       {'only': 'Conv'},

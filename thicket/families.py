@@ -23,10 +23,10 @@ the other in it; ranks are spelled out.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import operator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +38,24 @@ FAMILIES = ('gaussian', 'rademacher', 'low_rank')
 _MAX_RANK = 64  # a sum over more would be slower than dense noise
 
 
-class Factors(NamedTuple):
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=('outward', 'inward'),
+  meta_fields=('rows',),
+)
+@dataclasses.dataclass(frozen=True)
+class Factors:
   """Thin factors of what is added to one array, coefficient included.
 
   Attributes:
-    outward: for each of S tensors float32 [rows of it, rank].
-    inward: float32 [S * rank, C], tensors one under the other.
+    outward: float32 [R, rank], of the tensors one under the other.
+    inward: float32 [S * rank, C], rank rows for each tensor.
+    rows: of each tensor.
   """
 
-  outward: tuple[jax.Array, ...]
+  outward: jax.Array
   inward: jax.Array
+  rows: tuple[int, ...]
 
 
 def rank_of(family: str) -> int:
@@ -142,11 +150,12 @@ def _low_rank(keys: jax.Array, leaf: trees.Leaf, rank: int) -> jax.Array:
   inward = thin.inward.reshape(len(leaf.rows), rank, 1, leaf.num_columns)
   # Term by term in order of rank, not as a product of matrices: the bits of
   # an element then depend on nothing but its factors.
+  edges = np.cumsum(thin.rows)[:-1].tolist()
   tensors = [
     functools.reduce(
       operator.add, (outward[:, r : r + 1] * own[r] for r in range(rank))
     )
-    for outward, own in zip(thin.outward, inward, strict=True)
+    for outward, own in zip(jnp.split(thin.outward, edges), inward, strict=True)
   ]
   noise = tensors[0] if len(tensors) == 1 else jnp.concatenate(tensors)
   return noise if rank == 1 else noise * np.float32(rank**-0.5)
@@ -164,11 +173,7 @@ def factors(keys: jax.Array, leaf: trees.Leaf, rank: int) -> Factors:
   outward = prng.gaussian(_words(keys, rows, rank))
   inward = prng.gaussian(_words(keys, (columns,) * len(rows), rank, first=rows))
   inward = inward.reshape(len(rows), columns, rank).swapaxes(1, 2)
-  edges = np.cumsum(rows)[:-1].tolist()
-  return Factors(
-    tuple(jnp.split(outward, edges)),
-    inward.reshape(len(rows) * rank, columns),
-  )
+  return Factors(outward, inward.reshape(len(rows) * rank, columns), rows)
 
 
 def matrix(family: str, keys: jax.Array, leaf: trees.Leaf) -> jax.Array:

@@ -17,6 +17,7 @@ Axes: M members, S tensors one under the other in an array.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -77,8 +78,8 @@ def _factor(keys, coefficients, *, rank, leaf, mesh):
   def one(keys, coefficients):
     thin = families.factors(keys, leaf, rank)
     scaled = coefficients * np.float32(rank**-0.5)
-    outward = tuple(part * scaled[s] for s, part in enumerate(thin.outward))
-    return thin._replace(outward=outward)
+    outward = thin.outward * families.across_rows(scaled, leaf.rows)
+    return dataclasses.replace(thin, outward=outward)
 
   def local(keys, coefficients):
     many = jax.vmap(jax.vmap(one))(keys, coefficients)
@@ -185,7 +186,7 @@ class Perturber:
     return self._tree(
       axes,
       {
-        i: families.Factors((0,) * len(leaf.segments), 0)
+        i: families.Factors(0, 0, leaf.rows)
         for leaf, group in self._thin.items()
         for i in group
       },
@@ -194,7 +195,10 @@ class Perturber:
   def shapes(self, num_members: int) -> Tree:
     """Shapes, types and shardings of what `write` gives for so many members."""
     shape = jax.ShapeDtypeStruct
-    arrays = [shape(x.shape, x.dtype, sharding=x.sharding) for x in self._base]
+    arrays = [
+      shape(x.shape, x.dtype, sharding=getattr(x, 'sharding', None))
+      for x in self._base
+    ]
     for i in self._dense:
       placed = sharding.of_member_leaf(self._mesh, self._shapes[i])
       arrays[i] = shape(
@@ -210,8 +214,9 @@ class Perturber:
     noise = {}
     for leaf, group in self._thin.items():
       factors = families.Factors(
-        tuple(thin(rows, self._rank) for rows in leaf.rows),
+        thin(sum(leaf.rows), self._rank),
         thin(len(leaf.rows) * self._rank, leaf.num_columns),
+        leaf.rows,
       )
       noise |= dict.fromkeys(group, factors)
     return self._tree(arrays, noise)

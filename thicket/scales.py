@@ -45,9 +45,11 @@ _MASSES = {
 }
 # Vectors are norms or other (biases); the first that matches a matrix's name.
 _ROLES = {
-  'embedding': re.compile('embed', re.IGNORECASE),
-  'head': re.compile('head', re.IGNORECASE),
   'attention': re.compile('attn|attention', re.IGNORECASE),
+  'embedding': re.compile(
+    r'embed_tokens|\bembed(ding)?(_\d+)?\b', re.IGNORECASE
+  ),
+  'head': re.compile('head', re.IGNORECASE),
   'mlp': re.compile('mlp|dense', re.IGNORECASE),
 }
 _NORM = re.compile('norm', re.IGNORECASE)

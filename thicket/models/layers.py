@@ -25,6 +25,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from thicket.families import Factors
 
@@ -32,16 +33,16 @@ from thicket.families import Factors
 def product(
   weight: jax.Array,
   x: jax.Array,
-  noise: Factors | None = None,
   dtype: Any = None,
+  noise: Factors | None = None,
 ) -> jax.Array:
   """The product of a weight and activations, a member's noise included.
 
   Args:
     weight: [E, D].
     x: [D, ...].
-    noise: what a member adds to the weight, or None.
     dtype: of the result; None takes that of `x`.
+    noise: what a member adds to the weight, or None.
 
   Returns:
     [E, ...]; sums are float32 where there is noise to be added.
@@ -58,18 +59,18 @@ def product(
   if noise is None:
     return base
   met = dot(noise.inward.astype(x.dtype), x, preferred_element_type=jnp.float32)
-  rank = noise.outward[0].shape[1]
-  moves = []
-  for i, outward in enumerate(noise.outward):
-    own = met[i * rank : (i + 1) * rank]
-    # Term by term, not as a product of matrices: it joins the sum's own loop.
-    column = lambda r, outward=outward: jnp.expand_dims(
-      outward[:, r], range(1, x.ndim)
-    )
-    terms = (column(r) * own[r][None] for r in range(rank))
-    moves.append(functools.reduce(operator.add, terms))
-  move = moves[0] if len(moves) == 1 else jnp.concatenate(moves)
-  return (base + move).astype(dtype)
+  # Term by term and with selected rows, rather than as products of matrices,
+  # one under the other: all of it then joins the loop of the sum.
+  rank = noise.outward.shape[1]
+  column = lambda values: jnp.expand_dims(values, range(1, x.ndim))
+  row = column(np.arange(sum(noise.rows)))
+  terms = []
+  for r in range(rank):
+    own = met[r][None]
+    for tensor, edge in enumerate(np.cumsum(noise.rows)[:-1], start=1):
+      own = jnp.where(row < edge, own, met[tensor * rank + r][None])
+    terms.append(column(noise.outward[:, r]) * own)
+  return (base + functools.reduce(operator.add, terms)).astype(dtype)
 
 
 class Linear(nn.Module):
@@ -84,7 +85,7 @@ class Linear(nn.Module):
     init = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
     kernel = self.param('kernel', init, (self.features, x.shape[0]))
     noise = self.get_variable('noise', 'kernel', None)
-    return product(kernel, x, noise, self.dtype)
+    return product(kernel, x, self.dtype, noise)
 
 
 class Embed(nn.Module):
@@ -106,8 +107,7 @@ class Embed(nn.Module):
     read = jnp.take(self.embedding, tokens, axis=0)
     noise = self.get_variable('noise', 'embedding', None)
     if noise is not None:
-      (outward,) = noise.outward
-      rows = jnp.take(outward, tokens, axis=0)
+      rows = jnp.take(noise.outward, tokens, axis=0)
       move = jnp.einsum(
         'btr,rd->btd', rows, noise.inward, preferred_element_type=jnp.float32
       )
@@ -117,7 +117,7 @@ class Embed(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps [D, ...] to float32 [V, ...]."""
     noise = self.get_variable('noise', 'embedding', None)
-    return product(self.embedding, x, noise, jnp.float32)
+    return product(self.embedding, x, jnp.float32, noise)
 
 
 class RMSNorm(nn.Module):
