@@ -111,6 +111,18 @@ def test_mirror_images_mean_the_base():
     )
 
 
+def test_unselected_members_are_of_different_pairs():
+  pairs = Population(0, 12, SIGMAS, antithetic=True)
+  assert pairs.unselected(4).tolist() == [0, 2, 4, 6]
+  assert pairs.unselected(8).tolist() == [0, 2, 4, 6, 8, 10, 1, 3]
+  # Of the second sigma there are 2, 3 and 8, 9.
+  assert pairs.of_likely_sigma([9, 0, 3], 2).tolist() == [2, 8]
+  assert pairs.of_likely_sigma([9, 0, 3], 9).tolist() == [2, 8, 3, 9]
+  apart = Population(0, 12, SIGMAS)
+  assert apart.unselected(4).tolist() == [0, 1, 2, 3]
+  assert apart.of_likely_sigma([1, 0, 4], 3).tolist() == [1, 4, 7]
+
+
 def test_sigmas_are_taken_in_turn():
   drawn = Population(0, 8, SIGMAS)
   assert drawn.sigma_index(drawn.ids()).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]

@@ -102,16 +102,27 @@ class Population:
     sigmas = np.asarray(self.sigmas, np.float64)[self.sigma_index(ids)]
     return np.where(ids == BASE, 0.0, sigmas)
 
-  def of_likely_sigma(self, member_ids: Sequence[int], k: int) -> np.ndarray:
-    """The first k members, or all, of the sigma most of `member_ids` have.
+  def unselected(self, k: int, sigma_index: int | None = None) -> np.ndarray:
+    """int32, the first k members, or all, maybe of one sigma only.
 
-    Among sigmas of equal number that of the member named first. Noise is
-    independent of a member's number, so these are random members.
+    Noise is independent of a member's number, so these are random members. Of
+    mirrored pairs all with + come before any with -, as the mean of whole pairs
+    is nearly the base.
+    """
+    ids = self.ids()
+    if sigma_index is not None:
+      ids = ids[self.sigma_index(ids) == sigma_index]
+    if self.antithetic:
+      ids = ids[np.argsort(ids % 2, kind='stable')]
+    return ids[:k]
+
+  def of_likely_sigma(self, member_ids: Sequence[int], k: int) -> np.ndarray:
+    """`unselected` of the sigma that most of `member_ids` have.
+
+    Among sigmas of equal number that of the member named first.
     """
     index = self.sigma_index(member_ids).tolist()
-    most = max(index, key=index.count)
-    ids = self.ids()
-    return ids[self.sigma_index(ids) == most][:k]
+    return self.unselected(k, max(index, key=index.count))
 
 
 class Members:
