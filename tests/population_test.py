@@ -130,6 +130,20 @@ def test_sigmas_are_taken_in_turn():
   assert drawn.sigma([7]).dtype == np.float64
 
 
+def test_sigmas_that_no_member_has_are_warned_of(caplog):
+  for size, antithetic in ((3, False), (5, True)):
+    Population(0, size, SIGMAS, antithetic)
+  assert caplog.records == []
+  Population(0, 4, SIGMAS, antithetic=True)
+  Population(0, 1, SIGMAS)
+  assert [x.getMessage() for x in caplog.records] == [
+    'population size N = 4 in mirrored pairs: no member has sigma = 1; the '
+    'sigmas are tried alike from N = 6',
+    'population size N = 1: no member has sigma = 0.5, 1; the sigmas are tried '
+    'alike from N = 3',
+  ]
+
+
 def test_the_base_has_sigma_zero_wherever_it_stands():
   drawn = Population(0, 2, SIGMAS)
   assert drawn.sigma([BASE, 0, BASE, 1]).tolist() == [0.0, 0.25, 0.0, 0.5]

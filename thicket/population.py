@@ -49,11 +49,12 @@ class Population:
   Attributes:
     seed: root seed, 0 <= seed < 2**64.
     size: N, at least 1. Not part of what a member is.
-    sigmas: the standard deviations in turn: member i has
-      `sigmas[i % len(sigmas)]`, so that every prefix of the population is
-      balanced over them.
-    antithetic: members 2j and 2j + 1 are mirror images, w + sigma n and
-      w - sigma n, with one sigma.
+    sigmas: the standard deviations, taken in turn by noise id: noise j has
+      `sigmas[j % len(sigmas)]`, so that every prefix of the population that is
+      a multiple of len(sigmas), or of twice as many if antithetic, is balanced
+      over them. A population too small to try all is warned of.
+    antithetic: members 2j and 2j + 1 are mirror images of noise id j,
+      w + sigma n and w - sigma n, with one sigma; else noise ids are members'.
 
   Raises:
     PopulationError: a field is out of range.
@@ -77,6 +78,16 @@ class Population:
       is_number = type(sigma) in (int, float)
       if not (is_number and math.isfinite(sigma) and sigma >= 0):
         raise PopulationError(f'sigma = {sigma} is not a finite number >= 0')
+    tried = int(self.noise_ids(self.size - 1)) + 1
+    if tried < len(self.sigmas):
+      logging.warning(
+        'population size N = %d%s: no member has sigma = %s; the sigmas are '
+        'tried alike from N = %d',
+        self.size,
+        ' in mirrored pairs' if self.antithetic else '',
+        ', '.join(f'{sigma:g}' for sigma in self.sigmas[tried:]),
+        len(self.sigmas) * (2 if self.antithetic else 1),
+      )
 
   def ids(self) -> np.ndarray:
     """int32 [N], the ids of all members, 0 to N - 1."""
