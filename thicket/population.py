@@ -86,7 +86,7 @@ class Population:
         self.size,
         ' in mirrored pairs' if self.antithetic else '',
         ', '.join(f'{sigma:g}' for sigma in self.sigmas[tried:]),
-        len(self.sigmas) * (2 if self.antithetic else 1),
+        self.alike * len(self.sigmas),
       )
 
   def ids(self) -> np.ndarray:
@@ -96,6 +96,11 @@ class Population:
   def sigma_index(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Which of `sigmas` each member has; meaningless for the base."""
     return self.noise_ids(member_ids) % len(self.sigmas)
+
+  @property
+  def alike(self) -> int:
+    """Members that share one noise: 2 of a mirrored pair, else 1."""
+    return 2 if self.antithetic else 1
 
   def noise_ids(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """The ids under which members' noise is drawn; the base keeps its own."""
