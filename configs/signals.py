@@ -46,7 +46,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.population.sigmas = (0.002,)
   config.population.sigmas_untrained = (0.05,)  # where nothing was learned
   config.population.family = 'gaussian'  # or rademacher, or low_rank:R
-  config.population.scale = 'absolute'  # or relative to each tensor's RMS
+  # Or relative to each tensor's RMS, or modular: then sigma is a radius.
+  config.population.scale = 'absolute'
   config.population.antithetic = False  # members in pairs, + and - noise
   config.population.only = ''  # perturb tensors whose name matches this
   config.population.skip = ''  # and leave those that match this

@@ -45,7 +45,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.population.size = 64 if quick else 512  # N
   config.population.sigmas = (0.01, 0.02, 0.04)
   config.population.family = 'gaussian'  # or rademacher, or low_rank:R
-  config.population.scale = 'absolute'  # or relative to each tensor's RMS
+  # Or relative to each tensor's RMS, or modular: then sigma is a radius.
+  config.population.scale = 'absolute'
   config.population.antithetic = False  # members in pairs, + and - noise
   config.population.only = ''  # perturb tensors whose name matches this
   config.population.skip = ''  # and leave those that match this

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from thicket import array_run, sharding
 from thicket.arguments import load_config
+from thicket.estimates import rate
 from thicket.ledger import LedgerError
 from thicket.plan import ConfigError
 
@@ -159,6 +160,21 @@ def test_members_that_break_are_the_worst_and_break_nothing(tmp_path):
   scores = problem['selection']['scores']
   assert any(score is None for score in scores)
   assert all(member['sigma'] == 0.01 for member in problem['selected'])
+
+
+def test_mirrored_pairs_and_their_scale_are_said(tmp_path):
+  config = _signals(population__antithetic=True, population__scale='modular')
+  config.pretraining.on = ('none',)
+  run, summary = _run(config, tmp_path)
+  (problem,) = summary['problems']
+  above = np.arange(16) < problem['selection']['above_base']['count']
+  assert problem['selection']['above_base'] == rate(above, 2)
+  html = run.results()['report'].read_text(encoding='utf-8')
+  facts = (
+    'N = 16 members in mirrored pairs, K = 3, 24 rows, sigma = 0.05 in the'
+  )
+  # Of the regimes and of the density, each in its text and in its image's.
+  assert html.count(f'{facts} modular norm.') == 4
 
 
 @pytest.mark.parametrize('kind', ['linen', 'nnx'])

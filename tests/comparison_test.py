@@ -222,6 +222,29 @@ def test_random_members_of_the_winning_sigma():
   assert compared.system('unselected').correct.sum() == 2
 
 
+def test_controls_are_no_mirrored_pairs():
+  asked = _plan(
+    population__size=12,
+    population__antithetic=True,
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+
+  def say(condition, split, member, draw):
+    answers = gold(asked, split)
+    # Selected: 8, 2 of sigma 0.2, and 4; of 0.2 there are 2, 3, 8 and 9.
+    n = {8: 12, 2: 10, 4: 9}.get(member, 0) if split == 'selection' else member
+    return answers[:n] + [None] * (len(answers) - n)
+
+  _, compared = made.compared(asked, say)
+  unselected = compared.system('unselected')
+  assert unselected.tokens == 10 + 12 + 14  # of members 0, 2 and 4
+  assert unselected.correct.sum() == 4
+  same = compared.system('same-sigma')
+  assert same.name == 'vote of 3 of sigma 0.2'
+  assert same.tokens == 12 + 18 + 13  # 2, 8, and then a mirror image
+
+
 def test_fewer_members_of_a_sigma_than_k_are_counted():
   asked = _plan(ensemble__sizes=(5,), controls__population_sizes=())
   _, compared = made.compared(asked, Thicket(asked, 2))

@@ -21,7 +21,7 @@ def _part(batch, rows):
   return jax.tree.map(lambda x: x[rows], batch)
 
 
-def _search(kind, k=4):
+def _search(kind, k=4, **settings):
   width = {'value': 1, 'label': 2}[kind]
   batch = {'value': VALUES, 'label': LABELS}[kind]
 
@@ -38,6 +38,7 @@ def _search(kind, k=4):
     num_members=60,
     top_k=k,
     sigma=(0.3, 1.0),
+    **settings,
   )
   return result, _part(batch, slice(32, None))
 
@@ -89,6 +90,24 @@ def test_same_sigma_controls_are_members_of_the_sigma_that_wins():
   wins = [member.sigma for member in result.members]
   sigma = max(wins, key=wins.count)
   assert found.row('same-sigma')['name'] == f'mean of 4 of sigma {sigma:g}'
+
+
+def test_controls_are_no_mirrored_pairs():
+  result, test = _search('value', antithetic=True)
+  rules = scoring.SCORINGS['value']
+  found = contest.hold(result, test, rules)
+
+  def value(ids):
+    mean = rules.combine['mean'](jnp.asarray(result.outputs(ids, test)))
+    return float(rules.measure(mean, test).mean())
+
+  # Pairs of sigma 0.3 and 1 in turn: 0, 1 and 4, 5 have the first.
+  wins = [member.sigma for member in result.members]
+  first = 2 * (max(wins, key=wins.count) == 1.0)
+  same = [first + 4 * i for i in range(4)]
+  for name, ids in (('unselected', [0, 2, 4, 6]), ('same-sigma', same)):
+    number = found.row(name)['value']
+    assert number == pytest.approx(value(ids), rel=1e-5), name
 
 
 def test_a_real_gain_is_claimed_and_bounds_are_not_compared():

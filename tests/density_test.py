@@ -44,6 +44,20 @@ def _errors(rng, sizes, draw, truth, repeats=12, **options):
   return [np.sqrt(np.mean(np.square(x), axis=0)) for x in (plain, corrected)]
 
 
+def test_alike_members_have_the_intervals_of_fewer():
+  rng = np.random.default_rng(5)
+  rewards, base = _made(rng, 0.05 * rng.standard_normal(40))
+  apart, pairs = (_one(rewards, base, alike=alike) for alike in (1, 2))
+  np.testing.assert_array_equal(apart.estimate, pairs.estimate)
+  np.testing.assert_array_equal(apart.corrected, pairs.corrected)
+  low, high = metrics.wilson(20 * pairs.estimate, 20)
+  np.testing.assert_allclose([pairs.low, pairs.high], [low, high])
+  least, most = metrics.wilson_bounds(pairs.corrected, 20, special.ndtri(0.975))
+  assert _covers(pairs.corrected_low, pairs.corrected_high, least).all()
+  assert _covers(pairs.corrected_low, pairs.corrected_high, most).all()
+  assert not _covers(apart.corrected_low, apart.corrected_high, most).all()
+
+
 def test_the_plain_estimate_by_hand():
   base = np.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 0])
   rewards = np.zeros((4, 10))

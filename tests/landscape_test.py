@@ -155,6 +155,7 @@ def test_the_centre_is_the_base_bit_for_bit(dtype, devices):
     {},
     {'family': 'rademacher'},
     {'scale': 'relative'},
+    {'scale': 'modular'},
     {'skip': 'out'},
   ],
   ids=str,
@@ -172,6 +173,17 @@ def test_one_unit_away_stand_the_members_of_a_search(options):
   lines = _lines(directions=range(4), **options)
   np.testing.assert_allclose(lines.scores[:, 3], searched.scores, atol=1e-6)
   assert np.ptp(searched.scores) > 0.05
+
+
+def test_lines_of_noise_hold_mirrored_pairs_on_either_side():
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  searched = thicket.search(
+    mlp, _mlp_params(), X, margin, key=SEED, num_members=8, top_k=1,
+    sigma=SIGMA, mesh=mesh, antithetic=True,
+  )  # fmt: skip
+  lines = _lines(directions=range(4))
+  pairs = searched.scores.reshape(4, 2)  # at 1 and at -1
+  np.testing.assert_allclose(lines.scores[:, [3, 1]], pairs, atol=1e-6)
 
 
 def test_relative_sigma_and_masks_change_the_plane():

@@ -125,6 +125,15 @@ def test_the_page_is_well_formed_and_self_contained(parsed, text):
   assert all('scope' in x for x in parsed.all('th'))
 
 
+def test_mirrored_pairs_are_said(full, undrawn):
+  words = 'in mirrored pairs'
+  assert words not in page.render(full)
+  summary = full | {'run': full['run'] | {'antithetic': True}}
+  assert f'<dd>{words}</dd>' in page.render(summary)
+  told = page.captions(summary)
+  assert all(words in told[name] for name in set(told) - {'population'})
+
+
 def test_every_figure_is_embedded_with_its_caption(parsed, full, text):
   images = parsed.all('img')
   told = page.captions(full)

@@ -324,6 +324,11 @@ def test_facts_are_listed_once_and_shortened():
   many = style.Facts(4, np.linspace(0.1, 0.8, 8), [3, 3], scale='relative')
   assert 'sigma = 0.1 to 0.8 (8 values) times each tensor' in many.text()
   assert '3 rows' in many.text()
+  pairs = style.Facts(4, 0.1, scale='modular', antithetic=True).text()
+  assert pairs == (
+    'N = 4 members in mirrored pairs, none selected, '
+    'sigma = 0.1 in the modular norm.'
+  )
   with pytest.raises(ValueError, match="scale='other'"):
     style.Facts(1, 0.1, scale='other').text()
 

@@ -111,11 +111,37 @@ def test_mirror_images_mean_the_base():
     )
 
 
+def test_unselected_members_are_of_different_pairs():
+  pairs = Population(0, 12, SIGMAS, antithetic=True)
+  assert pairs.unselected(4).tolist() == [0, 2, 4, 6]
+  assert pairs.unselected(8).tolist() == [0, 2, 4, 6, 8, 10, 1, 3]
+  # Of the second sigma there are 2, 3 and 8, 9.
+  assert pairs.of_likely_sigma([9, 0, 3], 2).tolist() == [2, 8]
+  assert pairs.of_likely_sigma([9, 0, 3], 9).tolist() == [2, 8, 3, 9]
+  apart = Population(0, 12, SIGMAS)
+  assert apart.unselected(4).tolist() == [0, 1, 2, 3]
+  assert apart.of_likely_sigma([1, 0, 4], 3).tolist() == [1, 4, 7]
+
+
 def test_sigmas_are_taken_in_turn():
   drawn = Population(0, 8, SIGMAS)
   assert drawn.sigma_index(drawn.ids()).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
   assert drawn.sigma([7, 0, 2]).tolist() == [0.5, 0.25, 1.0]
   assert drawn.sigma([7]).dtype == np.float64
+
+
+def test_sigmas_that_no_member_has_are_warned_of(caplog):
+  for size, antithetic in ((3, False), (5, True)):
+    Population(0, size, SIGMAS, antithetic)
+  assert caplog.records == []
+  Population(0, 4, SIGMAS, antithetic=True)
+  Population(0, 1, SIGMAS)
+  assert [x.getMessage() for x in caplog.records] == [
+    'population size N = 4 in mirrored pairs: no member has sigma = 1; the '
+    'sigmas are tried alike from N = 6',
+    'population size N = 1: no member has sigma = 0.5, 1; the sigmas are tried '
+    'alike from N = 3',
+  ]
 
 
 def test_the_base_has_sigma_zero_wherever_it_stands():

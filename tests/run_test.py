@@ -613,6 +613,41 @@ def test_bfloat16_weights_say_how_far_they_really_move(
       assert moved == pytest.approx(found['sigma'], rel=0.5), name
 
 
+def test_of_mirrored_pairs_each_sigma_says_how_far_it_moves(model, tmp_path):
+  config = _config(
+    model,
+    model__dtype='bfloat16',
+    population__antithetic=True,
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+  _, summary = _run(config, tmp_path)
+  assert [x['sigma'] for x in summary['effective_sigmas']] == list(SIGMAS)
+
+
+def test_factored_members_say_how_far_their_vectors_move(model, tmp_path):
+  config = _config(
+    model,
+    model__dtype='bfloat16',
+    population__family='low_rank',
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+  job, summary = _run(config, tmp_path)
+  vectors = {
+    segment.full_name
+    for leaf in jax.tree.leaves(job._model.spec)
+    if len(leaf.shape) == 1
+    for segment in leaf.segments
+  }
+  assert 'model.norm.weight' in vectors
+  assert [x['sigma'] for x in summary['effective_sigmas']] == list(SIGMAS)
+  for found in summary['effective_sigmas']:
+    assert set(found['tensors']) == vectors
+    for name, moved in found['tensors'].items():
+      assert moved == pytest.approx(found['sigma'], rel=0.5), name
+
+
 def test_float32_weights_move_as_far_as_they_are_told(finished):
   assert finished.summary['effective_sigmas'] == []
 

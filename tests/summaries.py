@@ -77,6 +77,7 @@ def full(members=64, k=10, seed=0):
       'K': k,
       'sizes': [1, 5, k],
       'sigmas': list(SIGMAS),
+      'antithetic': False,
       'family': 'gaussian',
       'scale': 'absolute',
       'seed': 0,

@@ -57,6 +57,16 @@ def test_a_rate_is_a_share_with_its_wilson_interval():
   }
 
 
+def test_a_share_of_mirrored_pairs_has_the_interval_of_half_as_many():
+  low, high = metrics.wilson(1.5, 4)
+  assert rate(np.array([1, 0, 1, 1, 0, 0, 0, 0], bool), 2) == {
+    'rate': 0.375,
+    'interval': [float(low), float(high)],
+    'count': 3,
+    'of': 8,
+  }
+
+
 def test_a_mean_over_members_is_no_proportion():
   values = np.array([0.0, 0.5, 1.0, 0.5])
   found = metrics.mean_interval(values, bounds=(0, 1))
@@ -161,6 +171,21 @@ def test_selection_is_summarised_by_sigma(built):
   assert [x['score'] for x in each] == scores.tolist()
   assert {x['rows'] for x in each} == {ROWS}
   assert found['selection']['cost']['answers'] == N * ROWS
+
+
+@pytest.mark.parametrize('antithetic', [False, True])
+def test_mirrored_pairs_are_said_and_count_once(antithetic):
+  asked = _plan(
+    population__antithetic=antithetic,
+    controls__temperatures=(),
+    controls__prompts=False,
+  )
+  _, found = _build(asked, Thicket(asked, 3, skill=0.2, spread=0.3))
+  assert found['run']['antithetic'] is antithetic
+  for row in found['selection']['members']['per_sigma']:
+    assert row['members'] == 4
+    above = np.arange(4) < row['above_base']['count']
+    assert row['above_base'] == rate(above, 1 + antithetic)
 
 
 def test_a_race_that_was_not_run_is_replayed(built):

@@ -208,7 +208,10 @@ def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _tell(told: Told) -> dict[str, Any]:
-  """One problem of the summary, as plain values."""
+  """One problem of the summary, as plain values.
+
+  Mirrored pairs count as one trial in the interval of the share above base.
+  """
   problem, result = told.problem, told.result
   scores = result.scores
   finished = ~np.isnan(scores)
@@ -231,7 +234,9 @@ def _tell(told: Told) -> dict[str, Any]:
       'saved': result.saved,
       # Whoever was dropped is below the K-th best, but maybe not the base.
       'above_base': (
-        rate(scores > np.float32(result.base_score)) if finished.all() else None
+        rate(scores > np.float32(result.base_score), result.population.alike)
+        if finished.all()
+        else None
       ),
       'scores': [_finite(score) for score in scores],
       'member_sigmas': sigma.tolist(),
@@ -292,7 +297,10 @@ def _figures(
     panels = [_panel(x) for x in told]
     rows = [int(x.seen.sum()) for x in told]
     figures['Signals'] = signal_plots.regimes(
-      panels, rows=rows, scale=config.population.scale
+      panels,
+      rows=rows,
+      scale=config.population.scale,
+      antithetic=config.population.antithetic,
     )
   for x in told:
     if not np.isfinite(x.base_rewards).all():
@@ -341,6 +349,7 @@ def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
     base,
     population.sigma_index(population.ids()),
     np.linspace(0, top, 21),
+    alike=population.alike,
   )
   unit = {'value': 'negative MSE', 'label': 'log-likelihood, nats'}
   return thickets.density(
@@ -352,6 +361,7 @@ def _density(config: ml_collections.ConfigDict, told: Told) -> Figure:
       rows=rewards.shape[1],
       k=len(told.result.members),
       scale=config.population.scale,
+      antithetic=config.population.antithetic,
     ),
     unit=unit[told.problem.output],
   )

@@ -196,9 +196,10 @@ class _Story:
     )
 
   def show_unselected(self) -> None:
-    """The first K members vote: what noise and a vote do without selection."""
+    """K random members vote: what noise and a vote do without selection."""
     if self.plan.controls.unselected:
-      self._add_random('unselected', 'unselected', range(self.k), Cost())
+      first = self.plan.population.unselected(self.k)
+      self._add_random('unselected', 'unselected', first, Cost())
 
   def show_same_sigma(self) -> None:
     """K random members of the sigma that most of the selected have."""

@@ -77,8 +77,9 @@ def hold(
   if not 1 <= sizes[0] <= sizes[-1] <= k:
     raise ValueError(f'sizes = {sizes}: each must lie in 1..{k}')
   ranked = [member.id for member in result.members]
-  same = result.population.of_likely_sigma(ranked, k)
-  asked = list(dict.fromkeys([BASE, *ranked, *range(k), *map(int, same)]))
+  first = result.population.unselected(k).tolist()
+  same = result.population.of_likely_sigma(ranked, k).tolist()
+  asked = list(dict.fromkeys([BASE, *ranked, *first, *same]))
   place = {member: at for at, member in enumerate(asked)}
   found = np.asarray(result.outputs(asked, test))
   pick = lambda ids: found[[place[int(i)] for i in ids]]
@@ -106,9 +107,8 @@ def hold(
         name = f'ensemble-{size}' if number == 0 else f'{rule}-{size}'
         add(name, f'{rule} of best {size}', 'ensemble', ranked[:size], combine)
   rule, combine = next(iter(scoring.combine.items()))
-  first = list(range(k))
   add('unselected', f'{rule} of {k} unselected', 'control', first, combine)
-  if list(same) != first:
+  if same != first:
     sigma = result.population.sigma(same[:1])[0]
     shown = f'{rule} of {len(same)} of sigma {sigma:g}'
     add('same-sigma', shown, 'control', same, combine)

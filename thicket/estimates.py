@@ -15,10 +15,16 @@ Estimate = dict[str, Any]
 SIGNIFICANT = 0.05  # p below it, Holm's in a table, is called a difference
 
 
-def rate(correct: np.ndarray) -> Estimate:
-  """A share of questions, with its 95% Wilson interval."""
+def rate(correct: np.ndarray, alike: int = 1) -> Estimate:
+  """A share of questions or members, with its 95% Wilson interval.
+
+  Args:
+    correct: bool [n].
+    alike: how many of them may be one and the same observation, 2 for members
+      in mirrored pairs: the interval is that of n / alike, never too narrow.
+  """
   count, total = int(np.sum(correct)), int(np.size(correct))
-  low, high = metrics.wilson(count, total)
+  low, high = metrics.wilson(count / alike, total / alike)
   return {
     'rate': count / total,
     'interval': [float(low), float(high)],

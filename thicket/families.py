@@ -9,8 +9,10 @@
 All have mean 0 and standard deviation 1 in each element. Low rank needs
 vectors (norms, biases) to be Gaussian, and so they are. Its members can be run
 from their factors, never materialised (`factors`), or as dense arrays like
-any other's (`draw`); both are the same member. A member's meaning is fixed by
-the family's name, which belongs to the recipe.
+any other's (`draw`). Both are the same member up to rounding: with bfloat16
+weights a dense one is rounded to them, which swallows small steps, and the
+factors of the other are not. A member's meaning is fixed by the family's name,
+which belongs to the recipe.
 
 A tensor is seen as a matrix (see `trees.Leaf`). Element (row, column) of a
 Gaussian or of a low-rank vector has the word of its row-major index. The

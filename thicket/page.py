@@ -98,6 +98,7 @@ def captions(summary: Summary) -> dict[str, str]:
   rows, asked = part('test').get('rows', '?'), selection.get('rows', '?')
   sigmas = ', '.join(f'{x:g}' for x in run.get('sigmas') or []) or '?'
   by = f'N = {n}, sigma = {sigmas}'
+  by += ', in mirrored pairs' if run.get('antithetic') else ''
   each = (selection.get('members') or {}).get('each') or []
   dropped = sum(x.get('score') is None for x in each)
   size = part('curves').get('size') or {}

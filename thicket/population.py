@@ -49,11 +49,12 @@ class Population:
   Attributes:
     seed: root seed, 0 <= seed < 2**64.
     size: N, at least 1. Not part of what a member is.
-    sigmas: the standard deviations in turn: member i has
-      `sigmas[i % len(sigmas)]`, so that every prefix of the population is
-      balanced over them.
-    antithetic: members 2j and 2j + 1 are mirror images, w + sigma n and
-      w - sigma n, with one sigma.
+    sigmas: the standard deviations, taken in turn by noise id: noise j has
+      `sigmas[j % len(sigmas)]`, so that every prefix of the population that is
+      a multiple of len(sigmas), or of twice as many if antithetic, is balanced
+      over them. A population too small to try all is warned of.
+    antithetic: members 2j and 2j + 1 are mirror images of noise id j,
+      w + sigma n and w - sigma n, with one sigma; else noise ids are members'.
 
   Raises:
     PopulationError: a field is out of range.
@@ -77,6 +78,16 @@ class Population:
       is_number = type(sigma) in (int, float)
       if not (is_number and math.isfinite(sigma) and sigma >= 0):
         raise PopulationError(f'sigma = {sigma} is not a finite number >= 0')
+    tried = int(self.noise_ids(self.size - 1)) + 1
+    if tried < len(self.sigmas):
+      logging.warning(
+        'population size N = %d%s: no member has sigma = %s; the sigmas are '
+        'tried alike from N = %d',
+        self.size,
+        ' in mirrored pairs' if self.antithetic else '',
+        ', '.join(f'{sigma:g}' for sigma in self.sigmas[tried:]),
+        self.alike * len(self.sigmas),
+      )
 
   def ids(self) -> np.ndarray:
     """int32 [N], the ids of all members, 0 to N - 1."""
@@ -85,6 +96,11 @@ class Population:
   def sigma_index(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Which of `sigmas` each member has; meaningless for the base."""
     return self.noise_ids(member_ids) % len(self.sigmas)
+
+  @property
+  def alike(self) -> int:
+    """Members that share one noise: 2 of a mirrored pair, else 1."""
+    return 2 if self.antithetic else 1
 
   def noise_ids(self, member_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """The ids under which members' noise is drawn; the base keeps its own."""
@@ -102,16 +118,27 @@ class Population:
     sigmas = np.asarray(self.sigmas, np.float64)[self.sigma_index(ids)]
     return np.where(ids == BASE, 0.0, sigmas)
 
-  def of_likely_sigma(self, member_ids: Sequence[int], k: int) -> np.ndarray:
-    """The first k members, or all, of the sigma most of `member_ids` have.
+  def unselected(self, k: int, sigma_index: int | None = None) -> np.ndarray:
+    """int32, the first k members, or all, maybe of one sigma only.
 
-    Among sigmas of equal number that of the member named first. Noise is
-    independent of a member's number, so these are random members.
+    Noise is independent of a member's number, so these are random members. Of
+    mirrored pairs all with + come before any with -, as the mean of whole pairs
+    is nearly the base.
+    """
+    ids = self.ids()
+    if sigma_index is not None:
+      ids = ids[self.sigma_index(ids) == sigma_index]
+    if self.antithetic:
+      ids = ids[np.argsort(ids % 2, kind='stable')]
+    return ids[:k]
+
+  def of_likely_sigma(self, member_ids: Sequence[int], k: int) -> np.ndarray:
+    """`unselected` of the sigma that most of `member_ids` have.
+
+    Among sigmas of equal number that of the member named first.
     """
     index = self.sigma_index(member_ids).tolist()
-    most = max(index, key=index.count)
-    ids = self.ids()
-    return ids[self.sigma_index(ids) == most][:k]
+    return self.unselected(k, max(index, key=index.count))
 
 
 class Members:

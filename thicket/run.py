@@ -362,17 +362,23 @@ class Run:
     }
 
   def _effective_sigmas(self) -> list[dict[str, Any]]:
-    """How far each tensor really moves, for the first member of each sigma."""
+    """How far each tensor really moves, for the first member of each sigma.
+
+    Of factored members that is what is written all the same: the vectors.
+    """
     model, population = self._model, self.plan.population
-    if self.config.model.dtype == 'float32' or self._factored:
-      return []  # rounding is far below any sigma in use, or there is none
+    if self.config.model.dtype == 'float32':
+      return []  # rounding is far below any sigma in use
     rms = jax.jit(
       lambda base, members: perturb.effective_sigmas(base, members, model.spec)
     )
     found = []
-    first = range(min(len(population.sigmas), population.size))
+    _, first = np.unique(
+      population.sigma_index(population.ids()), return_index=True
+    )
+    written = lambda weights: {name: weights[name] for name in model.params}
     for ids, moved in self._members.gather(
-      first, lambda weights, *_: rms(model.params, weights)
+      first, lambda weights, *_: rms(model.params, written(weights))
     ):
       for i, sigma in enumerate(population.sigma(ids)):
         tensors = {name: float(values[i]) for name, values in moved.items()}

@@ -40,6 +40,7 @@ def build(answers: Answers, plan: Plan, compared: Comparison) -> Summary:
       'K': plan.sizes[-1],
       'sizes': list(plan.sizes),
       'sigmas': list(plan.population.sigmas),
+      'antithetic': plan.population.antithetic,
       'seed': plan.population.seed,
       'prompt': plan.task.prompt_template,
     },
@@ -60,7 +61,10 @@ def build(answers: Answers, plan: Plan, compared: Comparison) -> Summary:
 
 
 def selection_summary(plan: Plan, found: Ranking) -> Summary:
-  """What the selection split says of base and members."""
+  """What the selection split says of base and members.
+
+  Mirrored pairs count as one trial in the interval of the share above base.
+  """
   block, population = found.scored, plan.population
   base_score, ids = found.base_score, population.ids()[: len(found.scores)]
   index = population.sigma_index(ids)
@@ -75,7 +79,7 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
           'members': int(these.size),
           'mean_score': float(these.mean()),
           'best_score': float(these.max()),
-          'above_base': rate(these > np.float32(base_score)),
+          'above_base': rate(these > np.float32(base_score), population.alike),
         }
       )
   return {

@@ -34,7 +34,8 @@ def resampled_populations(
   N members are drawn with replacement from those there are, the K best of them
   vote on the very rows they were selected on: an optimistic accuracy, whose
   spread tells how much another population of that size would differ. A member
-  drawn twice votes twice.
+  drawn twice votes twice. Members are drawn as if independent, each by itself:
+  of mirrored pairs the interval may be too narrow.
 
   Args:
     scores: [m], selection scores of the first draws of `panel`'s members.

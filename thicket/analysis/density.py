@@ -63,6 +63,7 @@ def solution_density(
   groups: npt.ArrayLike,
   margins: npt.ArrayLike,
   *,
+  alike: int = 1,
   confidence: float = 0.95,
   num_resamples: int = 200,
   seed: int = 0,
@@ -82,6 +83,8 @@ def solution_density(
   members and about normal once averaged over the items, that its size is known
   from the member's own residuals, and says nothing of the effect. Few items on
   which anything changes (less than ten a member, say) break the middle two.
+  Members are taken as independent, too: mirrored pairs count once in Wilson's
+  interval, if `alike` says so, but not in the bootstrap: it may be too narrow.
 
   What the items do to all members alike, the base's own luck on them included,
   moves all scores together. No estimate can take that out; `corrected_low`
@@ -95,6 +98,8 @@ def solution_density(
     base_rewards: [r] of the base, on the same items in the same order.
     groups: [N] the index of each member's sigma.
     margins: [m] in the unit of the rewards, of any sign and order.
+    alike: members that may be one and the same observation, 2 if they come in
+      mirrored pairs; see `estimates.rate`.
     confidence: in (0, 1), of both intervals, for each margin by itself.
     num_resamples: of the bootstrap, at least 1; a sigma of 1,000 members takes
       2 ms each or so.
@@ -124,11 +129,13 @@ def solution_density(
     count = len(part)
     # 3 of 10 items gained are a margin of 0.3, whatever rounding says.
     is_reached = part.mean(axis=1)[:, None] >= margins - _ROUNDING * size
-    low, high = metrics.wilson(is_reached.sum(axis=0), count, confidence)
+    low, high = metrics.wilson(
+      is_reached.sum(axis=0) / alike, count / alike, confidence
+    )
     corrected = np.full((3, len(margins)), np.nan)
     if count >= 3 and part.shape[1] >= 2:
       corrected = _corrected(
-        part, margins, z, num_resamples, seed, _ROUNDING * size
+        part, margins, z, alike, num_resamples, seed, _ROUNDING * size
       )
     found.append(
       Density(
@@ -149,6 +156,7 @@ def _corrected(
   gains: np.ndarray,
   margins: np.ndarray,
   z: float,
+  alike: int,
   num_resamples: int,
   seed: int,
   tiny: float,
@@ -182,7 +190,7 @@ def _corrected(
     resampled[i] = densities(counts.astype(np.float64), margins - move)
   tail = special.ndtr(-z)
   low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
-  least, most = metrics.wilson_bounds(estimate, n, z)
+  least, most = metrics.wilson_bounds(estimate, n / alike, z)
   low = np.clip(np.minimum(low, least), 0, 1)
   high = np.clip(np.maximum(high, most), 0, 1)
   return np.stack([estimate, low, high])

@@ -113,7 +113,7 @@ class Displacement:
     measure: one of `MEASURES`.
     family: see `families`.
     sigmas: float64 [S].
-    values: float32 [S, N], the displacement of members 0 to N - 1: the mean
+    values: float32 [S, N], the displacement by noise ids 0 to N - 1: the mean
       over rows of `kl`, the root of the mean over rows of `rms` squared.
     mean: float64 [S], over members: the mean of a divergence; the root of the
       mean square of an rms, so that its square is unbiased.
@@ -275,7 +275,7 @@ class Mover:
       params: tree of float arrays.
       data: what `outputs_fn` takes.
       key: a typed threefry key or a root seed, as in `thicket.search`, whose
-        members these are, bit for bit.
+        noise ids 0 to N - 1 these are, bit for bit and without mirror images.
       num_members: N, at least 1; the same members at every sigma.
       measure: 'kl' in nats, 'rms' in units of the outputs, or 'relative'.
       family: see `families`.

@@ -3,8 +3,9 @@
 
 Figure 2 of Neural Thickets (arXiv 2603.12228) shows a random 2-D projection of
 the neighbourhood of pretrained weights. Here the directions are members of a
-population, so the picture and a search speak of the same noise: with n1 and n2
-the unit noise of two members, the point (x, y) is
+population, by noise id (of mirrored pairs, noise j is that of members 2j and
+2j + 1), so the picture and a search speak of the same noise: with n1 and n2 the
+unit noise of two members, the point (x, y) is
 
     theta + sigma * (x * n1 + y * n2)
 
@@ -45,7 +46,7 @@ class Landscape:
       matplotlib's contours take.
     base_score: score of the unperturbed model.
     sigma: the unit of `x` and `y`.
-    directions: ids of the two members.
+    directions: noise ids of the two members.
   """
 
   x: np.ndarray
@@ -65,7 +66,7 @@ class Slices:
     scores: float32 [D, n].
     base_score: score of the unperturbed model.
     sigma: the unit of `x`.
-    directions: ids of the D members.
+    directions: noise ids of the D members.
   """
 
   x: np.ndarray
@@ -102,13 +103,13 @@ def landscape(
     data: what `apply` and `score` take, as one batch.
     score: (outputs, data) -> rewards, [B] or a scalar; higher is better.
     key: a typed threefry key or a root seed, as in `thicket.search`.
-    sigma: standard deviation of the noise one unit away, > 0.
+    sigma: of the noise one unit away, a multiple of what `scale` says, > 0.
     radius: half the side of the square, in units of sigma, > 0.
     resolution: n, points on a side, at least 2; with an odd number the base
       is the point in the middle.
-    directions: ids of two members, >= 0, not the same.
+    directions: noise ids of two members, >= 0, not the same.
     family: see `families`.
-    scale: 'absolute', or 'relative' to each tensor's root mean square.
+    scale: one of `scales.SCALES`.
     only: perturb only parameters whose path matches this regular expression.
     skip: and not those that match this one.
     spec: tree of `trees.Leaf`; by default each array is one tensor.
@@ -168,12 +169,12 @@ def slices(
     data: what `apply` and `score` take, as one batch.
     score: (outputs, data) -> rewards, [B] or a scalar; higher is better.
     key: a typed threefry key or a root seed.
-    sigma: standard deviation of the noise one unit away, > 0.
+    sigma: of the noise one unit away, a multiple of what `scale` says, > 0.
     radius: half the length of a line, in units of sigma, > 0.
     resolution: n, points on a line, at least 2.
-    directions: ids of D members, >= 0, all different.
+    directions: noise ids of D members, >= 0, all different.
     family: see `families`.
-    scale: 'absolute' or 'relative'.
+    scale: one of `scales.SCALES`.
     only: perturb only parameters whose path matches this regular expression.
     skip: and not those that match this one.
     spec: tree of `trees.Leaf`; by default each array is one tensor.

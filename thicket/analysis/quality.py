@@ -138,6 +138,9 @@ def rank_agreement(
 ) -> list[dict[str, Any]]:
   """Whether fresh questions rank members as the selection did.
 
+  Members are taken as independent: of mirrored pairs the interval may be too
+  narrow.
+
   Args:
     selection_scores: [m]; of the best only, agreement is less than of all.
     validation_scores: [m], of the same members on other questions.

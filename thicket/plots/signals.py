@@ -63,6 +63,7 @@ def regimes(
   rows: int | Sequence[int] | None = None,
   ensemble_rows: str = '',
   scale: str = 'absolute',
+  antithetic: bool = False,
 ) -> Figure:
   """Rollouts beside the errors of all members, a row for each regime.
 
@@ -74,6 +75,7 @@ def regimes(
     ensemble_rows: where the ensemble's error is not over these rows, the rows
       that it is over, as '256 test rows'; the caption then says so.
     scale: unit of sigma, as in `style.Facts`.
+    antithetic: whether members come in mirrored pairs.
 
   Returns:
     A captioned figure, 6 inches wide.
@@ -109,6 +111,7 @@ def regimes(
       sigma=np.concatenate([np.ravel(panel.sigma) for panel in panels]),
       rows=rows,
       scale=scale,
+      antithetic=antithetic,
     )
     text = (
       'Left: one signal, continued from the shaded values; thin lines are the '

@@ -73,6 +73,7 @@ _MAX_LISTED = 6
 _UNITS = {
   'absolute': "in the weights' unit",
   'relative': "times each tensor's root mean square",
+  'modular': 'in the modular norm',
 }
 # What a format would say about when and by what it was made.
 _METADATA = {
@@ -91,7 +92,8 @@ class Facts(NamedTuple):
     rows: examples that a score is a mean over; a sequence where they differ,
       None where there are none.
     k: members selected; None where a figure shows all alike.
-    scale: unit of sigma, 'absolute' or 'relative', as in `perturb`.
+    scale: unit of sigma, one of `scales.SCALES`.
+    antithetic: whether members come in mirrored pairs.
   """
 
   n: int | Sequence[int]
@@ -99,6 +101,7 @@ class Facts(NamedTuple):
   rows: int | Sequence[int] | None = None
   k: int | Sequence[int] | None = None
   scale: str = 'absolute'
+  antithetic: bool = False
 
   def text(self) -> str:
     """One sentence."""
@@ -108,8 +111,9 @@ class Facts(NamedTuple):
       )
     chosen = 'none selected' if self.k is None else f'K = {_listed(self.k)}'
     rows = '' if self.rows is None else f', {_listed(self.rows)} rows'
+    pairs = ' in mirrored pairs' if self.antithetic else ''
     return (
-      f'N = {_listed(self.n)} members, {chosen}{rows}, '
+      f'N = {_listed(self.n)} members{pairs}, {chosen}{rows}, '
       f'sigma = {_listed(self.sigma)} {_UNITS[self.scale]}.'
     )
 
