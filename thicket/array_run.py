@@ -37,7 +37,7 @@ from thicket.analysis import density
 from thicket.contest import Contest
 from thicket.estimates import rate
 from thicket.ledger import LedgerError
-from thicket.plan import ConfigError, one_of
+from thicket.plan import ConfigError, agree, one_of
 from thicket.plots import signals as signal_plots
 from thicket.plots import style, thickets
 from thicket.problems import Problem
@@ -88,7 +88,7 @@ class ArrayRun:
     Raises:
       ConfigError: naming the setting.
     """
-    processes.agree('their settings', recipe_hash(config.to_dict()))
+    agree(config, workdir)
     self.config, self.console = config, console or Console()
     self.sizes, self.mesh = _sizes(config), mesh
     if workdir is None:
