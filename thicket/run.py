@@ -271,6 +271,7 @@ class Run:
     # Whatever the comparison may ask, under each of its prompts.
     templates = {plan.task.prompt_template, *plan.controls.prompts}
     prompts = [self._prepared(template) for template in templates]
+    splits = [split for _, some in prompts for split in some.values()]
     platform = mesh.devices.flat[0].platform
     found = fit.needs(
       fit.part(model.decoder.config, mesh),
@@ -278,12 +279,7 @@ class Run:
       perturber.shapes(devices),
       perturber.in_axes,
       rows=self.config.decode.rows,
-      buckets=[
-        batch.tokens.shape[1]
-        for _, questions in prompts
-        for split in questions.values()
-        for batch in split.batches()
-      ],
+      buckets=[size for split in splits for size in split.buckets],
       prefix=max(len(prefix) for prefix, _ in prompts),
       max_new_tokens=plan.max_new_tokens,
       dtype=jax.tree.leaves(model.params)[0].dtype,
