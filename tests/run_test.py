@@ -178,6 +178,7 @@ def test_the_summary_is_json_with_everything_in_it(finished):
     'finished_share',
     'filler_share',
     'memo_hits',
+    'members_per_device',
     'device_idle_share',
   }
   assert stored['selection']['rows'] == 64
@@ -352,7 +353,9 @@ def test_with_everything_stored_nothing_is_generated(
   folder = finished.copy(tmp_path / 'elsewhere')  # the workdir may move
   changes = dict(changes)
   devices = changes.pop('devices', 1)
-  job, summary = _run(_config(model, **changes), folder, devices)
+  config = _config(model, **changes)
+  number = config.run.members_per_device
+  job, summary = _run(config, folder, devices)
   assert summary['work']['this_run'] == {
     'answers': 0,
     'tokens': 0,
@@ -362,6 +365,7 @@ def test_with_everything_stored_nothing_is_generated(
     'finished_share': None,
     'filler_share': None,
     'memo_hits': 0,
+    'members_per_device': {'asked': number, 'last': number},
     'device_idle_share': None,
   }
   assert summary['recipe'] == finished.summary['recipe']
@@ -723,6 +727,8 @@ def test_memory_that_runs_out_leaves_no_trace(
   _, summary = _run(_config(model, run__members_per_device=3), tmp_path)
   assert sizes[after + 1] == 1
   assert 'out of memory with 3 members on each device' in caplog.text
+  halved = summary['work']['this_run']['members_per_device']
+  assert halved == {'asked': 3, 'last': 1}
   _assert_same_rows(tmp_path, finished.folder)
   for part in ('recipe', 'selection', 'selected', 'test'):
     assert summary[part] == finished.summary[part]

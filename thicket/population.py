@@ -147,9 +147,14 @@ class Members:
         'joined: call jax.distributed.initialize() in all processes first'
       )
     self._perturber, self._population, self._mesh = perturber, population, mesh
-    self._per_device = per_device
+    self._asked = self._per_device = per_device
     self._buffers: Tree | None = None
     self._held: np.ndarray | None = None  # ids of the members in the buffers
+
+  @property
+  def per_device(self) -> dict[str, int]:
+    """Members on a device at a time, as asked and as halved by now."""
+    return {'asked': self._asked, 'last': self._per_device}
 
   @property
   def _chunk(self) -> int:
