@@ -299,17 +299,15 @@ class Members:
     ):
       return own
     leaves, structure = jax.tree.flatten(own)
-    found = processes.share(b''.join(leaf.tobytes() for leaf in leaves))
+    found = processes.share_arrays(
+      {f'{i}': leaf for i, leaf in enumerate(leaves)}
+    )
     whole = [np.empty((size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
-    for process, data in enumerate(found):
-      rows, start = self._rows_of(process, size), 0
-      for array in whole:
-        part = array[rows]
-        end = start + part.nbytes
-        array[rows] = np.frombuffer(data[start:end], array.dtype).reshape(
-          part.shape
-        )
-        start = end
+    for process, parts in enumerate(found):
+      rows = self._rows_of(process, size)
+      for array, part in zip(whole, parts.values(), strict=True):
+        # As files know no bfloat16.
+        array[rows] = part.view(array.dtype)
     return jax.tree.unflatten(structure, whole)
 
   def _rows_of(self, process: int, size: int) -> np.ndarray:
