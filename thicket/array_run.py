@@ -26,6 +26,7 @@ from rich.console import Console
 from thicket import (
   contest,
   page,
+  prng,
   problems,
   processes,
   randopt,
@@ -43,6 +44,7 @@ from thicket.plots import style, thickets
 from thicket.problems import Problem
 from thicket.recipe import recipe_hash
 from thicket.storage import as_path, make_folder, os_errors, write_atomically
+from thicket.version import __version__
 
 SUMMARY, PAGE = 'summary.json', 'report.html'
 
@@ -204,7 +206,7 @@ def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   recipe = config.to_dict()
   del recipe['population']['size'], recipe['ensemble']
   del recipe['run']['members_per_device']
-  return recipe
+  return recipe | {'thicket': __version__, 'arithmetic': prng.arithmetic()}
 
 
 def _tell(told: Told) -> dict[str, Any]:

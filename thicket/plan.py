@@ -13,7 +13,6 @@ from typing import Any
 
 import ml_collections
 
-import thicket
 from thicket import (
   batching,
   data,
@@ -29,6 +28,7 @@ from thicket import (
 from thicket.models import hub
 from thicket.models.load import DTYPES, LoadedModel
 from thicket.population import Population
+from thicket.version import __version__
 
 KEEP_TEXTS = ('none', 'test', 'all')
 
@@ -343,7 +343,7 @@ def make_recipe(
       'top_p': float(condition.top_p),
     }
   return {
-    'thicket': thicket.__version__,
+    'thicket': __version__,
     'model': {
       'name': model.name,
       'sha256': model.sha256,
