@@ -9,7 +9,7 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r"^__version__ = '(.+)'$",
-  (ROOT / 'thicket' / '__init__.py').read_text(encoding='utf-8'),
+  (ROOT / 'thicket' / 'version.py').read_text(encoding='utf-8'),
   re.MULTILINE,
 ).group(1)
 

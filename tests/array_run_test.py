@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from thicket import array_run, sharding
+from thicket import array_run, prng, sharding
 from thicket.arguments import load_config
 from thicket.estimates import rate
 from thicket.ledger import LedgerError
@@ -114,6 +114,15 @@ def test_another_recipe_is_refused(signals_run):
   run, _ = signals_run
   with pytest.raises(LedgerError, match='sigmas'):
     _run(_signals(population__sigmas_untrained=(0.1,)), run.workdir)
+
+
+def test_another_arithmetic_is_refused(signals_run, monkeypatch):
+  run, _ = signals_run
+  monkeypatch.setattr(prng, 'arithmetic', lambda: 'abacus')
+  with pytest.raises(
+    LedgerError, match=r'arithmetic: stored .*, asked .abacus'
+  ):
+    _run(_signals(), run.workdir)
 
 
 def test_default_folders_are_named_by_what_members_depend_on():

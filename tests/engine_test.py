@@ -322,6 +322,20 @@ def test_caches_are_donated_from_batch_to_batch():
   assert where(caches()) == places
 
 
+def test_caches_of_a_chunk_that_failed_do_not_fail_the_next():
+  class Failed:
+    def block_until_ready(self):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of another size')
+
+  setting = _setting(8)
+  weights, ids = setting.weights(range(16)), setting.place(range(16))
+  prefix = setting.engine.prefill(weights, PREFIX)
+  want = jax.device_get(setting.generate(weights, ids, prefix, BATCHES[1]))
+  setting.engine._caches = (0, 0, 0), Failed()
+  got = jax.device_get(setting.generate(weights, ids, prefix, BATCHES[1]))
+  chex.assert_trees_all_equal(got, want)
+
+
 def test_the_prefix_survives_the_batches():
   setting = _setting(8)
   weights, ids = setting.weights(range(16)), setting.place(range(16))

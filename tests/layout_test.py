@@ -17,6 +17,7 @@ MAX_LINES = 400
 # A file imports from its own level and from lower ones, without cycles. A new
 # file gets the lowest level that its imports allow.
 LEVELS = {
+  'version': 0,
   'trees': 0,
   'prng': 0,
   'metrics': 0,

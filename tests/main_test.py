@@ -145,6 +145,19 @@ def test_members_per_step_is_auto_or_a_number(file, members, message):
   assert message in str(raised.value)
 
 
+def test_what_jax_spans_is_joined(monkeypatch):
+  from thicket import clusters, main
+
+  for name in ('_COORDINATOR', '_NUM_PROCESSES', '_PROCESS_ID'):
+    monkeypatch.setattr(main, name, types.SimpleNamespace(value=None))
+  monkeypatch.setattr(main, '_DISTRIBUTED', types.SimpleNamespace(value='off'))
+  main._join()
+  # As on a TPU pod, where libtpu knows of the other hosts.
+  monkeypatch.setattr(main.jax, 'process_count', lambda: 4)
+  with pytest.raises(clusters.ClusterError, match='JAX spans 4 processes'):
+    main._join()
+
+
 @pytest.mark.parametrize('kind', ['run.Run', 'array_run.ArrayRun'])
 def test_members_per_step_takes_the_place_of_the_config(kind, monkeypatch):
   from thicket import main

@@ -16,7 +16,7 @@ import same
 import tiny_gguf
 from rich.console import Console
 
-from thicket import run, sharding
+from thicket import evaluation, run, sharding
 from thicket.blocks import BASE
 from thicket.job_array import Shard
 from thicket.ledger import Ledger, RecipeMismatch, __main__
@@ -253,9 +253,34 @@ def test_a_larger_population_scores_what_is_new(
   work = _some(slices, tmp_path / 'work', '00-of-02', '01-of-02')
   _merge(work, capsys)
   _, told, text = _run(_config(model, population__size=10), work, '1/2')
-  assert 'slice 1/2, 6 members on selection: 3 of 6 merged already' in text
+  assert 'slice 1/2, 6 members on selection: 2 of 6 merged already' in text
   assert told['work']['this_run']['answers'] == 3 * (32 + 16)
   assert _merge(work, capsys)[0] == 0
+
+
+def test_a_slice_after_a_merge_is_batched_by_the_base(
+  model, slices, tmp_path, capsys, monkeypatch
+):
+  work = _some(slices, tmp_path / 'work', '00-of-02', '01-of-02')
+  _merge(work, capsys)
+  batches, known = evaluation.Questions.batches, []
+
+  def spied(self, which=None, answers=None):
+    known.append(answers is not None)
+    return batches(self, which, answers)
+
+  monkeypatch.setattr(evaluation.Questions, 'batches', spied)
+  larger = _config(model, population__size=10)
+  _, told, text = _run(larger, work, '2/3')
+  # Of each split the base, by nobody's answers, then three members by its own.
+  assert known == [False, True] * 2
+  assert 'slice 2/3, 5 members on selection: 1 of 5 merged already' in text
+  assert told['work']['this_run']['answers'] == 4 * (32 + 16)
+  code, lines, _ = _merge(work, capsys)
+  assert (code, lines[0]) == (0, f'merged    3 slices, {3 * 48} new answers')
+  _, told, text = _run(larger, work, '1/3')  # all of it
+  assert 'slice 1/3, 4 members on selection: 4 of 4 merged already' in text
+  assert told['work']['this_run']['answers'] == 0
 
 
 def test_overlaps_are_named_and_kept_once(slices, tmp_path, capsys):
@@ -293,6 +318,29 @@ def test_two_values_for_one_row_are_refused(slices, tmp_path, capsys):
     'draw 0: reward is held as '
   )
   assert _ledger(work).splits == ()
+
+
+@pytest.mark.parametrize('is_merged', [False, True])
+def test_the_base_may_answer_otherwise_in_one_slice(
+  is_merged, slices, tmp_path, capsys
+):
+  work = _some(slices, tmp_path / 'work', '00-of-02', '01-of-02')
+  if is_merged:
+    _merge(work, capsys)
+  (folder,) = (work / 'shards' / '00-of-02').glob('greedy-*')
+  want = Ledger.read(folder).view('selection', [BASE])
+  # Of what is merged it is the first that differs, else the last.
+  name = '00-of-02' if is_merged else '01-of-02'
+  _edited(work, name, BASE, 5)
+  code, lines, _ = _merge(work, capsys)
+  assert (code, len(lines)) == (0, 3)
+  assert lines[1].startswith(f'base      selection: other answers in {name}, ')
+  merged = _ledger(work)
+  same.assert_same(merged.view('selection', [BASE]), want)
+  assert merged.view('selection').members.tolist() == [BASE, *range(N)]
+  assert merged.view('selection').seen.all()
+  again = _merge(work, capsys)
+  assert again[1] == ['merged    2 slices, 0 new answers', *lines[1:]]
 
 
 def test_a_value_other_than_the_merged_is_refused(slices, tmp_path, capsys):

@@ -23,7 +23,7 @@ from thicket.ledger import Ledger
 TESTS = pathlib.Path(__file__).parent
 ROOT = TESTS.parent
 SMALL = (
-  '--config=configs/llm.py:quick',
+  f'--config={ROOT}/configs/llm.py:quick',
   '--config.task.prompt_template=Q {question}=',
   '--config.population.sigmas=(0.05,0.2)',
   '--config.population.size=22',
@@ -53,10 +53,10 @@ def _environ(devices):
   }
 
 
-def _start(command, devices):
+def _start(command, devices, cwd=ROOT):
   return subprocess.Popen(
     [sys.executable, *command],
-    cwd=ROOT,
+    cwd=cwd,
     env=_environ(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -86,7 +86,7 @@ class _Bench:
 
   folder: pathlib.Path
 
-  def start(self, workdir, process=None, port=None, flags=()):
+  def start(self, workdir, process=None, port=None, flags=(), cwd=ROOT):
     """A run, or one of two processes of it."""
     place = [
       f'--coordinator=localhost:{port}',
@@ -103,7 +103,7 @@ class _Bench:
       *(place if port else []),
       *flags,
     ]
-    return _start(command, devices=2 if port else 4)
+    return _start(command, 2 if port else 4, cwd)
 
   def start_both(self, workdir, *flags):
     port = _free_port()
@@ -307,15 +307,26 @@ def test_processes_with_different_commands_end(bench, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_slices_of_one_srun_are_told_to_be_alone(bench, tmp_path):
+  port = _free_port()
+  workers = [
+    bench.start(tmp_path, i, port, (f'--shard={i}/2',)) for i in range(2)
+  ]
+  for code, _, errors in _ends(workers):
+    assert code in (2, 3), errors
+    (line,) = _said(errors)
+    assert 'processes 0 and 1 differ in --shard: 0/2 and 1/2; ' in line
+    assert 'give --distributed=off to each' in line
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_error_of_one_ends_both(bench, tmp_path):
   port = _free_port()
-  workdir = tmp_path / 'work'
-  (tmp_path / 'elsewhere').mkdir()
   # As where each host has a disk of its own.
-  workers = [
-    bench.start(workdir, 0, port),
-    bench.start(tmp_path / 'elsewhere', 1, port),
-  ]
+  workers = []
+  for i, disk in enumerate((tmp_path / 'here', tmp_path / 'there')):
+    (disk / 'work').mkdir(parents=True)
+    workers.append(bench.start('work', i, port, cwd=disk))
   (code, _, errors), (other, _, more) = _ends(workers)
   assert other == 2
   (line,) = _said(more)

@@ -6,6 +6,7 @@ import gc
 import pathlib
 import subprocess
 import sys
+import types
 
 import chex
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thicket import blocks, perturb, population, sharding, trees
+from thicket import blocks, perturb, population, processes, sharding, trees
 from thicket.population import (
   BASE,
   Members,
@@ -400,6 +401,29 @@ def test_a_write_that_is_interrupted_leaves_the_members_usable(monkeypatch):
   chex.assert_trees_all_equal(_run(members, [4]), want)
 
 
+# Several processes; more of them in multiprocess_test.py.
+
+
+def test_rows_that_a_process_does_not_hold_are_not_made_up():
+  rows = np.arange(24, dtype=np.float32).reshape(8, 3)
+  array = sharding.spread(_mesh(8), rows)
+  held = types.SimpleNamespace(
+    is_fully_addressable=False, addressable_shards=array.addressable_shards[:4]
+  )
+  np.testing.assert_array_equal(
+    population._rows(held, np.array([3, 1])), rows[[3, 1]]
+  )
+  with pytest.raises(RuntimeError, match=r'rows \[5\] lie on no device'):
+    population._rows(held, np.array([1, 5]))
+
+
+def test_devices_of_a_process_that_has_not_joined_are_refused(monkeypatch):
+  perturber, mesh = _perturber(_mesh(2)), _mesh(2)
+  monkeypatch.setattr(processes, 'count', lambda: 0)
+  with pytest.raises(PopulationError, match='devices of process 0, but 0 '):
+    Members(perturber, Population(0, 1, (1.0,)), mesh, 1)
+
+
 # Memory that runs out.
 
 
@@ -553,7 +577,7 @@ def test_results_handed_out_before_memory_ran_out_are_not_lost():
 def test_one_of_many_processes_does_not_change_its_chunk_alone(monkeypatch):
   members = _members(per_device=4)
   with monkeypatch.context() as patch:
-    patch.setattr(jax, 'process_count', lambda: 2)
+    patch.setattr(processes, 'count', lambda: 2)
     with pytest.raises(OutOfMemory, match='give all processes fewer'):
       _run(members, range(8), _Scarce('dispatch', 2))
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -19,9 +20,12 @@ import tiny_gguf
 from rich.console import Console
 
 from thicket import (
+  answering,
   engine,
   evaluation,
   fit,
+  plan,
+  processes,
   ranking,
   report,
   run,
@@ -29,7 +33,8 @@ from thicket import (
   tasks,
 )
 from thicket.arguments import ArgumentError, load_config
-from thicket.ledger import Ledger, RecipeMismatch
+from thicket.job_array import Shard
+from thicket.ledger import Ledger, LedgerError, RecipeMismatch
 from thicket.models.hub import HubError
 from thicket.plan import ConfigError, make_plan
 from thicket.population import BASE, PopulationError
@@ -173,6 +178,7 @@ def test_the_summary_is_json_with_everything_in_it(finished):
     'finished_share',
     'filler_share',
     'memo_hits',
+    'members_per_device',
     'device_idle_share',
   }
   assert stored['selection']['rows'] == 64
@@ -347,7 +353,9 @@ def test_with_everything_stored_nothing_is_generated(
   folder = finished.copy(tmp_path / 'elsewhere')  # the workdir may move
   changes = dict(changes)
   devices = changes.pop('devices', 1)
-  job, summary = _run(_config(model, **changes), folder, devices)
+  config = _config(model, **changes)
+  number = config.run.members_per_device
+  job, summary = _run(config, folder, devices)
   assert summary['work']['this_run'] == {
     'answers': 0,
     'tokens': 0,
@@ -357,6 +365,7 @@ def test_with_everything_stored_nothing_is_generated(
     'finished_share': None,
     'filler_share': None,
     'memo_hits': 0,
+    'members_per_device': {'asked': number, 'last': number},
     'device_idle_share': None,
   }
   assert summary['recipe'] == finished.summary['recipe']
@@ -533,6 +542,66 @@ def test_other_weights_under_the_same_name_are_refused(finished, tmp_path):
     run.Run(_config(other), str(folder))
 
 
+def test_a_race_may_have_no_end_of_patience(model, tmp_path):
+  # A setting that JSON does not have, and no recipe holds.
+  config = _config(model, selection__race=True, selection__race_z=math.inf)
+  _, summary = _run(config, tmp_path)
+  assert summary['selection']['members']['count'] == N
+
+
+def test_an_answer_that_was_not_made_is_not_a_reward_of_zero(
+  model, tmp_path, monkeypatch
+):
+  answer = answering.Work.answer
+
+  def forgetful(self, desk, split, which, units, label):
+    answer(self, desk, split, which, units[:-1] or units, label)
+
+  monkeypatch.setattr(answering.Work, 'answer', forgetful)
+  message = rf'^{N} members on selection: 64 of 256 answers were not made'
+  with pytest.raises(LedgerError, match=message):
+    _run(_config(model), tmp_path)
+
+
+# Several processes; they run in multiprocess_test.py.
+
+
+def test_what_several_processes_cannot_measure_is_refused(model, monkeypatch):
+  config = _config(model, population__scale='relative', run__model_axis=2)
+  plan.agree(config, None)
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'share', lambda data: [data, data])
+  with pytest.raises(ConfigError, match=r'run\.model_axis = 2 no process'):
+    plan.agree(config, None)
+
+
+@pytest.mark.parametrize(
+  ('what', 'mine', 'theirs'),
+  [
+    ('their settings', {}, {'fit_members': True}),
+    (
+      '--shard: 0/2 and 1/2; .* alone: give --distributed=off',
+      {'shard': Shard(0, 2)},
+      {'shard': Shard(1, 2)},
+    ),
+    ('--workdir: None and there', {}, {'workdir': 'there'}),
+  ],
+)
+def test_processes_with_different_commands_say_in_what(
+  what, mine, theirs, model, monkeypatch
+):
+  config, sent = _config(model), []
+  ask = lambda how: plan.agree(config, **{'workdir': None} | how)
+  monkeypatch.setattr(
+    processes, 'share', lambda data: sent.append(data) or [data]
+  )
+  ask(theirs)
+  others = iter(sent[:])
+  monkeypatch.setattr(processes, 'share', lambda data: [data, next(others)])
+  with pytest.raises(processes.ProcessError, match=f'differ in {what}'):
+    ask(mine)
+
+
 # Interruptions.
 
 
@@ -693,6 +762,8 @@ def test_memory_that_runs_out_leaves_no_trace(
   _, summary = _run(_config(model, run__members_per_device=3), tmp_path)
   assert sizes[after + 1] == 1
   assert 'out of memory with 3 members on each device' in caplog.text
+  halved = summary['work']['this_run']['members_per_device']
+  assert halved == {'asked': 3, 'last': 1}
   _assert_same_rows(tmp_path, finished.folder)
   for part in ('recipe', 'selection', 'selected', 'test'):
     assert summary[part] == finished.summary[part]

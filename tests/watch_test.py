@@ -91,4 +91,7 @@ def test_what_fails_on_the_device_is_for_the_reader_of_the_results():
   gone.delete()
   with Watch() as watch:
     watch.dispatched(gone)
+    for _ in range(2):  # once memory ran out, work goes on in smaller chunks
+      watch.dispatched(jnp.ones(3))
   assert not watch._thread.is_alive()
+  assert len(watch._intervals) == 3

@@ -5,7 +5,8 @@
 thicket.main` runs the whole experiment on a language model.
 """
 
-__version__ = '0.1.0'
+from thicket.version import __version__  # noqa: F401
+
 __all__ = ['Member', 'Result', 'search']
 
 

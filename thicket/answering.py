@@ -27,7 +27,8 @@ from rich.console import Console
 
 from thicket import batching, decode, engine, evaluation, processes
 from thicket.blocks import BASE, Block, from_block, pack, to_block, unpack
-from thicket.ledger import Ledger, LedgerError, uninterrupted
+from thicket.interrupts import uninterrupted
+from thicket.ledger import Ledger, LedgerError
 from thicket.plan import Condition
 from thicket.population import Members, Population
 from thicket.progress import tally
@@ -169,7 +170,8 @@ class Work:
 
     Shares are in [0, 1], and None where nothing was generated: of row-steps
     (see `batching.RowSteps`) that finished rows and fillers took, and of the
-    seconds in which no dispatched work was pending.
+    seconds in which no dispatched work was pending. Where the last members
+    per device are fewer than those asked for, memory ran out.
     """
     tokens, seconds = self._counts['tokens'], self._counts['seconds']
     idle = 1 - self._pending_s / seconds if seconds else None
@@ -180,6 +182,7 @@ class Work:
       'finished_share': self._row_steps.finished_share,
       'filler_share': self._row_steps.filler_share,
       'memo_hits': self._judge.memo_hits,
+      'members_per_device': self._members.per_device,
       # Clocks are read one after the other.
       'device_idle_share': idle and min(1.0, max(0.0, idle)),
     }

@@ -26,6 +26,7 @@ from rich.console import Console
 from thicket import (
   contest,
   page,
+  prng,
   problems,
   processes,
   randopt,
@@ -37,12 +38,13 @@ from thicket.analysis import density
 from thicket.contest import Contest
 from thicket.estimates import rate
 from thicket.ledger import LedgerError
-from thicket.plan import ConfigError, one_of
+from thicket.plan import ConfigError, agree, one_of
 from thicket.plots import signals as signal_plots
 from thicket.plots import style, thickets
 from thicket.problems import Problem
 from thicket.recipe import recipe_hash
 from thicket.storage import as_path, make_folder, os_errors, write_atomically
+from thicket.version import __version__
 
 SUMMARY, PAGE = 'summary.json', 'report.html'
 
@@ -88,7 +90,7 @@ class ArrayRun:
     Raises:
       ConfigError: naming the setting.
     """
-    processes.agree('their settings', recipe_hash(config.to_dict()))
+    agree(config, workdir)
     self.config, self.console = config, console or Console()
     self.sizes, self.mesh = _sizes(config), mesh
     if workdir is None:
@@ -204,7 +206,7 @@ def _recipe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   recipe = config.to_dict()
   del recipe['population']['size'], recipe['ensemble']
   del recipe['run']['members_per_device']
-  return recipe
+  return recipe | {'thicket': __version__, 'arithmetic': prng.arithmetic()}
 
 
 def _tell(told: Told) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class Questions:
     """int64 [r], the ledger's keys of the rows."""
     return np.array([example.row_id for example in self.examples], np.int64)
 
+  @property
+  def buckets(self) -> set[int]:
+    """Sizes of all batches that these prompts may come to lie in."""
+    return {decode.bucket(len(suffix)) for suffix in self.suffixes}
+
   def batches(
     self,
     which: np.ndarray | None = None,

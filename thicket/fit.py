@@ -109,7 +109,7 @@ def needs(
     weights: of `members` members on each device, or their shapes.
     in_axes: 0 for each array with a members axis, None for shared ones.
     rows: B.
-    buckets: S of all batches that will be asked.
+    buckets: S of all batches that may be asked.
     prefix: P, at most.
     max_new_tokens: G.
     dtype: of the caches.
@@ -247,7 +247,8 @@ def choose(
 def free_bytes(devices: Sequence[jax.Device]) -> int | None:
   """Memory that is free on each of this process's devices; None if unknown.
 
-  CPU devices share what the host has free.
+  CPU devices share what the host has free. So do processes of one host, who
+  do not know of each other: with several, ask for fewer members.
   """
   if devices[0].platform == 'cpu':
     host = host_free_bytes()

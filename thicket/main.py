@@ -164,6 +164,14 @@ def _join() -> None:
   )
   place = clusters.find(_DISTRIBUTED.value, asked)
   if place is None:
+    # JAX may span hosts by itself, as on a TPU pod; alone, each would take the
+    # rows of all for its own.
+    if jax.process_count() > 1:
+      raise clusters.ClusterError(
+        f'JAX spans {jax.process_count()} processes, but this one has joined '
+        'none: leave out --distributed=off, or say --distributed=on with '
+        '--coordinator, --num_processes and --process_id'
+      )
     return
   # This service takes SIGTERM for itself and only notes it, so that a scheduler
   # could not end a process.

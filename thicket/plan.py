@@ -6,21 +6,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import pathlib
-import platform
+import json
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 
-import thicket
 from thicket import (
   batching,
   data,
   families,
   prng,
+  processes,
   race,
   sampling,
   scales,
@@ -30,6 +28,7 @@ from thicket import (
 from thicket.models import hub
 from thicket.models.load import DTYPES, LoadedModel
 from thicket.population import Population
+from thicket.version import __version__
 
 KEEP_TEXTS = ('none', 'test', 'all')
 
@@ -276,6 +275,39 @@ def _needs_validation(
     )
 
 
+def agree(
+  config: ml_collections.ConfigDict,
+  workdir: str | None,
+  *,
+  shard: object = None,
+  fit_members: bool = False,
+) -> None:
+  """Has all processes compare their commands; nothing for one process.
+
+  Raises:
+    ProcessError: the commands differ; the message says in what.
+    ConfigError: the settings are none for several processes.
+  """
+  asked = config.to_dict() | {'fit_members': fit_members}
+  # Not by `recipe_hash`: a setting may be infinite.
+  text = json.dumps(asked, sort_keys=True, default=str)
+  processes.agree('their settings', _sha256(text)[:12])
+  processes.agree(
+    '--shard',
+    str(shard),
+    'the jobs of a job array are alone: give --distributed=off to each',
+  )
+  processes.agree('--workdir', str(workdir))
+  several = processes.count() > 1 and config.run.get('model_axis', 1) > 1
+  if several and config.population.scale == 'relative':
+    raise ConfigError(
+      'population.scale = relative: with several processes and '
+      f'run.model_axis = {config.run.model_axis} no process holds a whole '
+      'tensor, whose mean square this needs; take scale=modular or '
+      'model_axis=1'
+    )
+
+
 def one_of(name: str, value: str, known: Collection[str]) -> None:
   """Raises ConfigError, with the near name, if a value is not known."""
   if value not in known:
@@ -311,7 +343,7 @@ def make_recipe(
       'top_p': float(condition.top_p),
     }
   return {
-    'thicket': thicket.__version__,
+    'thicket': __version__,
     'model': {
       'name': model.name,
       'sha256': model.sha256,
@@ -335,7 +367,7 @@ def make_recipe(
       'antithetic': plan.population.antithetic,
       'only': config.population.only,
       'skip': config.population.skip,
-      'arithmetic': _arithmetic(),
+      'arithmetic': prng.arithmetic(),
     },
     'decoding': {
       'rule': rule,
@@ -348,20 +380,3 @@ def make_recipe(
 
 def _sha256(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _arithmetic() -> str:
-  """The class of devices on which members and their products have equal bits.
-
-  On CPU the fused multiply-add changes the last bit of a Gaussian deviate, and
-  the vector width the order of sums in a product.
-  """
-  backend = jax.default_backend()
-  if backend != 'cpu':
-    return f'{backend}:{jax.devices()[0].device_kind}'
-  try:
-    flags = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
-  except OSError:
-    return f'cpu:{platform.machine()}'
-  classes = [flag for flag in ('fma', 'avx2', 'avx512f') if flag in flags]
-  return '+'.join([f'cpu:{platform.machine()}', *classes])

@@ -162,14 +162,26 @@ class Members:
         of every product) but not on the mesh.
 
     Raises:
-      PopulationError: `per_device` is below 1.
+      PopulationError: `per_device` is below 1, or the mesh has devices of a
+        process that has not been joined.
     """
     if per_device < 1:
       raise PopulationError(f'members per device = {per_device} is below 1')
+    last = max(device.process_index for device in mesh.devices.flat)
+    if last >= processes.count():
+      raise PopulationError(
+        f'the mesh has devices of process {last}, but {processes.count()} '
+        'joined: call jax.distributed.initialize() in all processes first'
+      )
     self._perturber, self._population, self._mesh = perturber, population, mesh
-    self._per_device = per_device
+    self._asked = self._per_device = per_device
     self._buffers: Tree | None = None
     self._held: np.ndarray | None = None  # ids of the members in the buffers
+
+  @property
+  def per_device(self) -> dict[str, int]:
+    """Members on a device at a time, as asked and as halved by now."""
+    return {'asked': self._asked, 'last': self._per_device}
 
   @property
   def _chunk(self) -> int:
@@ -267,7 +279,7 @@ class Members:
         'the rows of a batch (decode.rows) or the new tokens '
         '(decode.max_new_tokens)'
       ) from error
-    if jax.process_count() > 1:
+    if processes.count() > 1:
       # With chunks of different sizes, processes would wait for each other.
       raise OutOfMemory(
         f'out of memory with {number} members on each device ({reason}); give '
@@ -314,17 +326,15 @@ class Members:
     ):
       return own
     leaves, structure = jax.tree.flatten(own)
-    found = processes.share(b''.join(leaf.tobytes() for leaf in leaves))
+    found = processes.share_arrays(
+      {f'{i}': leaf for i, leaf in enumerate(leaves)}
+    )
     whole = [np.empty((size, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
-    for process, data in enumerate(found):
-      rows, start = self._rows_of(process, size), 0
-      for array in whole:
-        part = array[rows]
-        end = start + part.nbytes
-        array[rows] = np.frombuffer(data[start:end], array.dtype).reshape(
-          part.shape
-        )
-        start = end
+    for process, parts in enumerate(found):
+      rows = self._rows_of(process, size)
+      for array, part in zip(whole, parts.values(), strict=True):
+        # As files know no bfloat16.
+        array[rows] = part.view(array.dtype)
     return jax.tree.unflatten(structure, whole)
 
   def _rows_of(self, process: int, size: int) -> np.ndarray:
@@ -346,7 +356,10 @@ def _owners(mesh: Mesh, size: int) -> np.ndarray:
 
 
 def _rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
-  """Rows on the host of an array of which this process holds these, or all."""
+  """Rows on the host of an array of which this process holds these, or all.
+
+  Raises RuntimeError if it does not hold them.
+  """
   if array.is_fully_addressable:
     return np.asarray(array)[rows]
   start = lambda shard: shard.index[0].start or 0
@@ -354,6 +367,12 @@ def _rows(array: jax.Array, rows: np.ndarray) -> np.ndarray:
   held = np.concatenate(
     [np.arange(first, first + len(data)) for first, data in shards.items()]
   )
+  lacking = np.setdiff1d(rows, held)
+  if lacking.size:
+    raise RuntimeError(
+      f'rows {lacking.tolist()} lie on no device of process '
+      f'{processes.index()} of {processes.count()}'
+    )
   parts = np.concatenate(jax.device_get([*shards.values()]))
   order = np.argsort(held)
   at = np.searchsorted(held, rows, sorter=order)

@@ -24,6 +24,8 @@ Axes: M members, S tensors.
 from __future__ import annotations
 
 import hashlib
+import pathlib
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -275,3 +277,20 @@ def gaussian(random_words: jax.Array) -> jax.Array:
     jnp.float32
   ) * np.float32(2**-31)
   return erf_inv(jnp.clip(fraction, -_LAST, _LAST), np.sqrt(2))
+
+
+def arithmetic() -> str:
+  """The class of devices on which members and their products have equal bits.
+
+  On CPU the fused multiply-add changes the last bit of a Gaussian deviate, and
+  the vector width the order of sums in a product.
+  """
+  backend = jax.default_backend()
+  if backend != 'cpu':
+    return f'{backend}:{jax.devices()[0].device_kind}'
+  try:
+    flags = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').split()
+  except OSError:
+    return f'cpu:{platform.machine()}'
+  classes = [flag for flag in ('fma', 'avx2', 'avx512f') if flag in flags]
+  return '+'.join([f'cpu:{platform.machine()}', *classes])

@@ -29,6 +29,10 @@ EXIT_OTHER = 3  # another process has stopped or is gone
 _AGAIN = (
   'finished ranges are kept: start ALL processes again with the same command'
 )
+_SAME = (
+  'all need the same command, code, model and data, and one --workdir that all '
+  'of them see'
+)
 _POLL_S = 1.0  # of a wait, so that Ctrl-C is heard
 _FAREWELL_S = 5.0  # process 0 holds the store: it leaves last
 
@@ -104,15 +108,13 @@ def meet() -> None:
   share(b'')
 
 
-def agree(what: str, value: str) -> None:
+def agree(what: str, value: str, advice: str = _SAME) -> None:
   """Raises ProcessError in all processes if they do not hold one value."""
   texts = [data.decode() for data in share(value.encode())]
   for i, text in enumerate(texts):
     if text != texts[0]:
       raise ProcessError(
-        f'processes 0 and {i} differ in {what}: {texts[0]} and {text}; all '
-        'need the same command, code, model and data, and one --workdir that '
-        'all of them see'
+        f'processes 0 and {i} differ in {what}: {texts[0]} and {text}; {advice}'
       )
 
 

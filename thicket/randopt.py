@@ -36,6 +36,7 @@ from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
 from thicket.storage import as_path
 from thicket.user_rules import user_rules
+from thicket.version import __version__
 
 # Saved together, when a chunk makes at least so many; a kill loses them.
 _MEMBERS_PER_RANGE = 128
@@ -174,7 +175,9 @@ def search(
   else:
     recipe |= {
       'name': name,
+      'thicket': __version__,
       'prng': f'{prng.NAME} {prng.VERSION}',
+      'arithmetic': prng.arithmetic(),
       'noise': {'family': family, 'scale': scale, 'antithetic': antithetic},
       'mask': {'only': only, 'skip': skip},
       'params': trees.content_hash(params),
@@ -320,16 +323,14 @@ class _Scorer:
       nonlocal kept
       if len(found) > kept:
         new = np.concatenate(found[kept:])
-        first = sum(map(len, found[:kept]))
-        names = ids[first : first + len(new)]
+        names = ids[sum(map(len, found[:kept])) :][: len(new)]
         self._ledger.append('selection', _block(names, new, rows.start or 0))
         kept = len(found)
 
     try:
-      step = lambda weights, *_: self._step(weights, data)
       # In chunks of one size, whoever and however many are asked: others round
       # differently, and a larger N must not change what is there.
-      for _, rewards in self._loop.run(ids, step):
+      for _, rewards in self._loop.run(ids, lambda w, *_: self._step(w, data)):
         if rows.stop and rewards.shape[1] != rows.stop - (rows.start or 0):
           raise ValueError(
             f'prune_after needs a reward for each row; the score gives '
@@ -365,7 +366,6 @@ def _ends(prune_after: tuple[int, ...], data: Tree) -> tuple[int, ...] | None:
 
 def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
   """Compiles fn(weights, batch) for members spread over the mesh."""
-  members = PartitionSpec(sharding.MEMBERS)
 
   @jax.jit
   def run(weights, batch):
@@ -373,7 +373,7 @@ def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
       jax.vmap(fn, in_axes=(in_axes, None)),
       mesh=mesh,
       in_specs=(sharding.weight_specs(in_axes), PartitionSpec()),
-      out_specs=members,
+      out_specs=PartitionSpec(sharding.MEMBERS),
       check_vma=False,
     )(weights, batch)
 

@@ -40,12 +40,12 @@ from thicket import (
   trees,
 )
 from thicket.answering import FIRST, Desk, Work
-from thicket.blocks import Block
+from thicket.blocks import BASE, Block
 from thicket.job_array import Shard
 from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
 from thicket.models.load import load
-from thicket.plan import Condition, ConfigError, make_plan, make_recipe
+from thicket.plan import Condition, ConfigError, agree, make_plan, make_recipe
 from thicket.population import Members, OutOfMemory, PopulationError
 from thicket.recipe import recipe_hash
 from thicket.storage import as_path
@@ -84,7 +84,7 @@ class Run:
       as_path(workdir)  # what is wrong with it is said before anything loads
     self.console = console or Console()
     self.config = config
-    processes.agree('their settings', recipe_hash(config.to_dict()))
+    agree(config, workdir, shard=shard, fit_members=fit_members)
     self.plan = make_plan(config)
     self._shard = shard
     if shard is not None:
@@ -182,6 +182,8 @@ class Run:
       units = np.array(shard.units(self.plan.population.size))
       rows = job_array.row_ids(self.plan, split)
       is_merged = self._merged.seen(split, units, rows).all(axis=(1, 2))
+      # The base answers once more: by its lengths others are batched.
+      is_merged[units == BASE] = is_merged.all()
       label = f'slice {shard}, {len(units)} members on {split}'
       if is_merged.any():
         self.console.print(
@@ -223,7 +225,7 @@ class Run:
       label: says in the progress what this is for.
 
     Returns:
-      The block [m, r, d], members sorted.
+      The block [m, r, d], members sorted; LedgerError where one is missing.
     """
     desk = self._desk(condition)
     row_ids = desk.questions[split].row_ids[:rows]
@@ -246,7 +248,13 @@ class Run:
     ):
       which = np.flatnonzero(np.frombuffer(missing, bool))
       self._work.answer(desk, split, which, units, label)
-    return desk.ledger.view(split, members, row_ids, draws)
+    block = desk.ledger.view(split, members, row_ids, draws)
+    if missing := int((~block.seen).sum()):  # each would count as reward 0
+      raise LedgerError(
+        f'{label}: {missing} of {block.seen.size} answers were not made; the '
+        'same command makes them'
+      )
+    return block
 
   def held(
     self, condition: Condition, split: str, members: Sequence[int]
@@ -263,6 +271,7 @@ class Run:
     # Whatever the comparison may ask, under each of its prompts.
     templates = {plan.task.prompt_template, *plan.controls.prompts}
     prompts = [self._prepared(template) for template in templates]
+    splits = [split for _, some in prompts for split in some.values()]
     platform = mesh.devices.flat[0].platform
     found = fit.needs(
       fit.part(model.decoder.config, mesh),
@@ -270,18 +279,13 @@ class Run:
       perturber.shapes(devices),
       perturber.in_axes,
       rows=self.config.decode.rows,
-      buckets=[
-        batch.tokens.shape[1]
-        for _, questions in prompts
-        for split in questions.values()
-        for batch in split.batches()
-      ],
+      buckets=[size for split in splits for size in split.buckets],
       prefix=max(len(prefix) for prefix, _ in prompts),
       max_new_tokens=plan.max_new_tokens,
       dtype=jax.tree.leaves(model.params)[0].dtype,
       platform=platform,
     )
-    return fit.choose(
+    chosen = fit.choose(
       found,
       processes.least(fit.free_bytes(mesh.local_devices)),
       asked=None if is_free else self.config.run.members_per_device,
@@ -289,6 +293,8 @@ class Run:
       devices=devices,
       platform=platform,
     )
+    processes.agree('members a step', str(chosen))
+    return chosen
 
   def _prepared(
     self, template: str

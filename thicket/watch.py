@@ -62,10 +62,11 @@ class Watch:
       self.pending_s = covered(self._intervals)
 
   def _wait_for_results(self) -> None:
-    # An error of the device reaches whoever reads the results.
-    with contextlib.suppress(Exception):
-      while (item := self._queue.get()) is not None:
-        start, results = item
+    while (item := self._queue.get()) is not None:
+      start, results = item
+      # An error of the device reaches whoever reads the results, and may be
+      # recovered from; until it is known, the devices were at work.
+      with contextlib.suppress(Exception):
         jax.block_until_ready(results)
-        self._intervals.append((start, time.monotonic()))
-        del item, results  # memory is not to be held until the next
+      self._intervals.append((start, time.monotonic()))
+      del item, results  # memory is not to be held until the next

@@ -21,7 +21,6 @@ import re
 import traceback
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -96,7 +95,7 @@ class Ledger:
     folder = absolute(folder)
     stored = _claim(folder, recipe)
     # Only now: what lies in the folder of another recipe is not ours to touch.
-    if jax.process_index() == 0:
+    if processes.is_first():
       _remove_rubbish(folder)
     return cls(stored, folder, writable=True)
 
@@ -258,11 +257,11 @@ def _remove_rubbish(folder: epath.Path) -> None:
 def _claim(folder: epath.Path, recipe: Recipe) -> Recipe:
   """The recipe of a folder, written there if it has none; refuses another."""
   recipe = check_recipe(recipe)
-  if jax.process_count() > 1 and not staging.is_direct(folder):
+  if processes.count() > 1 and not staging.is_direct(folder):
     raise LedgerError(
       f'{folder}: several processes need a folder that all see, or gs://'
     )
-  if jax.process_index() == 0:
+  if processes.is_first():
     try:
       with os_errors(folder):
         make_folder(folder)
@@ -327,7 +326,7 @@ def _checkpointer() -> ocp.Checkpointer:
 def _save(path: epath.Path, part: Part) -> None:
   tree = pack(part)
   try:
-    if jax.process_index() == 0:
+    if processes.is_first():
       make_folder(path.parent)
       if is_local(path):
         _probe(path.parent, sum(array.nbytes for array in tree.values()))
@@ -335,7 +334,7 @@ def _save(path: epath.Path, part: Part) -> None:
   except Exception as error:  # tensorstore raises ValueError for a full disk
     partial = staging.partial(path)
     with contextlib.suppress(OSError), os_errors(path):
-      if jax.process_index() == 0 and not staging.is_finished(path):
+      if processes.is_first() and not staging.is_finished(path):
         partial.rmtree(missing_ok=True)
     raise _disk_error(path.parent, error) from error
 

@@ -54,6 +54,7 @@ class Merged:
   num_slices: int
   added: int  # answers that are new in the ledger of the run
   overlaps: tuple[Overlap, ...]
+  bases: tuple[tuple[str, str], ...]  # (split, slice), see `lines`
   gaps: tuple[Gap, ...]
 
   def lines(self) -> Iterator[str]:
@@ -63,6 +64,11 @@ class Merged:
       yield (
         f'overlap   {found.split}: {_named(found.members)} in '
         f'{" and ".join(found.slices)}, with equal values, kept once'
+      )
+    for split, name in self.bases:
+      yield (
+        f'base      {split}: other answers in {name}, near ties under another '
+        'number of members a step maybe; those found first are kept'
       )
     for gap in self.gaps:
       yield (
@@ -79,7 +85,8 @@ def merge(workdir: os.PathLike[str] | str) -> Merged:
   Raises:
     RecipeMismatch: two slices, or the ledger, have different recipes.
     LedgerError: there is no slice, or no plan, or two slices, or a slice and
-      the ledger, hold different values for one row.
+      the ledger, hold different values for one row of a member. Of the base,
+      which is in all, the values found first are kept.
   """
   workdir = as_path(workdir)
   plan = load_plan(workdir)
@@ -93,16 +100,23 @@ def merge(workdir: os.PathLike[str] | str) -> Merged:
   some = slices[0][1]
   ledger = Ledger.open(workdir / 'ledger' / some.folder.name, some.recipe)
   overlaps = _compare(dict(slices), ledger)
+  bases = _other_bases(slices, ledger)
   before = _num_answers(ledger)
-  for _, part in slices:
+  for name, part in slices:
     for split in part.splits:
-      ledger.append(split, part.view(split))
+      view = part.view(split)
+      if (split, name) in bases:
+        view.seen[view.members == BASE] &= ~ledger.seen(
+          split, [BASE], view.rows, view.draws
+        )
+      ledger.append(split, view)
   most = max(Shard.parse(name).count for name, _ in slices)
   count = min(most, plan.population.size)
   return Merged(
     len(slices),
     _num_answers(ledger) - before,
     tuple(overlaps),
+    tuple(bases),
     tuple(_gaps(plan, ledger, count)),
   )
 
@@ -159,27 +173,47 @@ def _check_recipes(slices: list[tuple[str, Ledger]]) -> None:
 
 
 def _compare(slices: dict[str, Ledger], ledger: Ledger) -> list[Overlap]:
-  """Refuses two values for one row, and says which rows are there twice."""
+  """Refuses two values for a member's row; says which rows are there twice."""
   found = []
   for split in sorted({x for part in slices.values() for x in part.splits}):
-    views = {name: part.view(split) for name, part in slices.items()}
+    views = {name: _members(part, split) for name, part in slices.items()}
     views = {name: view for name, view in views.items() if view.seen.any()}
     for one, other in itertools.combinations(views, 2):
       a, b = views[one], views[other]
-      shared = np.intersect1d(a.members, b.members)
-      # The base is in all; each with the first is enough to compare it.
-      if not shared.size or (shared[-1] == BASE and one != next(iter(views))):
+      if not np.intersect1d(a.members, b.members).size:
         continue
       twice = slices[one].seen(split, b.members, b.rows, b.draws) & b.seen
       if twice.any():
         _check(f'{one} and {other}: split {split}', a, b)
-        members = b.members[twice.any(axis=(1, 2))]
-        members = members[members != BASE].tolist()
-        if members:
-          found.append(Overlap(split, tuple(members), (one, other)))
+        members = b.members[twice.any(axis=(1, 2))].tolist()
+        found.append(Overlap(split, tuple(members), (one, other)))
     for name, view in views.items():
       held = ledger.view(split, view.members, view.rows, view.draws)
       _check(f'the ledger and {name}: split {split}', held, view)
+  return found
+
+
+def _members(ledger: Ledger, split: str) -> blocks.Block:
+  """What a ledger holds, without the base."""
+  ids = ledger.view(split).members
+  return ledger.view(split, ids[ids != BASE])
+
+
+def _other_bases(
+  slices: Sequence[tuple[str, Ledger]], ledger: Ledger
+) -> list[tuple[str, str]]:
+  """(split, slice) where the base answers otherwise than it did before.
+
+  First in the ledger, then in the slices in their order.
+  """
+  found = []
+  for split in sorted({x for _, part in slices for x in part.splits}):
+    kept = Ledger.in_memory(ledger.recipe)
+    for name, part in [('', ledger), *slices]:
+      try:
+        kept.append(split, part.view(split, [BASE]))
+      except LedgerError:  # nothing of it is taken
+        found.append((split, name))
   return found
 
 
