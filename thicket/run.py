@@ -97,17 +97,12 @@ class Run:
     model = self._model = load(config.model.name, config.model.dtype, mesh)
     parameters = sum(x.size for x in jax.tree.leaves(model.params))
     logging.info(
-      'loaded %s, %.1f M parameters, in %.1f s',
-      model.name,
-      parameters / 1e6,
+      'loaded %s, %.1f M parameters, in %.1f s', model.name, parameters / 1e6,
       time.monotonic() - start,
-    )
+    )  # fmt: skip
     try:
-      mask = trees.trainable(
-        model.spec,
-        only=config.population.only,
-        skip=config.population.skip,
-      )
+      only, skip = config.population.only, config.population.skip
+      mask = trees.trainable(model.spec, only=only, skip=skip)
     except ValueError as error:
       raise ConfigError(f'population.only, population.skip: {error}') from error
     recipe = make_recipe(config, self.plan, model, self.plan.greedy)
