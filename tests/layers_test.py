@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from thicket import families
 from thicket.models import layers
 
 F32, BF16 = jnp.float32, jnp.bfloat16
@@ -121,3 +122,29 @@ def test_logits_of_a_bfloat16_table_are_not_rounded_to_it():
   logits = embed.apply(variables, x, method='logits')
   chex.assert_type(logits, F32)
   np.testing.assert_array_equal(logits, 257)
+
+
+@pytest.mark.parametrize('members', [2, 9])  # one product for all, or not
+@pytest.mark.parametrize('rank', [1, 2])
+def test_moved_products_of_members_are_those_of_each(members, rank):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  rows, D, B = (160, 96, 128), 12, 5
+  E, S = sum(rows), len(rows)
+  weight, x = draw(E, D), draw(members, D, B)
+  noise = families.Factors(
+    draw(members, E, rank), draw(members, S * rank, D), rows
+  )
+  of = jax.jit(jax.vmap(layers.product, in_axes=(None, 0, None, 0)))
+  got = np.asarray(of(weight, x, None, noise))
+  for i in range(members):
+    inward = np.repeat(
+      noise.inward[i].reshape(S, rank, D), rows, axis=0
+    )  # of each row's tensor, [E, rank, D]
+    moved = weight + np.einsum('er,erd->ed', noise.outward[i], inward)
+    np.testing.assert_allclose(got[i], moved @ x[i], rtol=1e-4, atol=1e-4)
+  # A member that is broken stays alone with it.
+  x[0], noise.inward[1][:] = np.nan, np.inf
+  broken = np.asarray(of(weight, x, None, noise))
+  assert not np.isfinite(broken[:2]).any()
+  np.testing.assert_array_equal(broken[2:], got[2:])

@@ -31,7 +31,7 @@ from thicket.models.load import load
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'families.json'
 MODEL = 'smollm2-135m-instruct'
-SIGMA, ROWS, MOVED = 2e-3, 64, 8
+SIGMA, ROWS, MOVED = 2e-3, 64, 4
 
 
 @dataclasses.dataclass(frozen=True)

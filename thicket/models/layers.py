@@ -48,29 +48,79 @@ def product(
     [E, ...]; sums are float32 where there is noise to be added.
   """
   dtype = dtype or x.dtype
-  dot = functools.partial(
-    jax.lax.dot_general, dimension_numbers=(((1,), (0,)), ((), ()))
-  )
-  base = dot(
-    weight.astype(x.dtype),
-    x,
-    preferred_element_type=dtype if noise is None else jnp.float32,
-  )
   if noise is None:
-    return base
-  met = dot(noise.inward.astype(x.dtype), x, preferred_element_type=jnp.float32)
-  # Term by term and with selected rows, rather than as products of matrices,
-  # one under the other: all of it then joins the loop of the sum.
-  rank = noise.outward.shape[1]
-  column = lambda values: jnp.expand_dims(values, range(1, x.ndim))
+    return _dot(weight.astype(x.dtype), x, dtype)
+  return _moved_product(weight, x, noise).astype(dtype)
+
+
+def _dot(weight: jax.Array, x: jax.Array, dtype: Any) -> jax.Array:
+  return jax.lax.dot_general(
+    weight, x, (((1,), (0,)), ((), ())), preferred_element_type=dtype
+  )
+
+
+# The product that meets all columns is at most a 16th of the base's.
+_SHARE = 16
+
+
+def _plain_product(
+  weight: jax.Array, x: jax.Array, noise: Factors
+) -> jax.Array:
+  """(weight + noise) @ x, float32 [E, ...]."""
+  base = _dot(weight.astype(x.dtype), x, jnp.float32)
+  met = _dot(noise.inward.astype(x.dtype), x, jnp.float32)
+  return base + _move(noise, met)
+
+
+def _move(noise: Factors, met: jax.Array) -> jax.Array:
+  """What noise adds, [E, ...], from what it has met, inward @ x.
+
+  Term by term and with selected rows, rather than as products of matrices, one
+  under the other: all of it then joins the loop of the sum.
+  """
+  column = lambda values: jnp.expand_dims(values, range(1, met.ndim))
   row = column(np.arange(sum(noise.rows)))
+  rank = noise.outward.shape[-1]
   terms = []
   for r in range(rank):
     own = met[r][None]
     for tensor, edge in enumerate(np.cumsum(noise.rows)[:-1], start=1):
       own = jnp.where(row < edge, own, met[tensor * rank + r][None])
     terms.append(column(noise.outward[:, r]) * own)
-  return (base + functools.reduce(operator.add, terms)).astype(dtype)
+  return functools.reduce(operator.add, terms)
+
+
+_moved_product = jax.custom_batching.custom_vmap(_plain_product)
+
+
+@_moved_product.def_vmap
+def _of_members(
+  axis_size: int, is_mapped: Any, weight: jax.Array, x: jax.Array, noise: Any
+) -> tuple[jax.Array, bool]:
+  """Of M members at a time, their columns side by side in one product.
+
+  Their thin products are one product too, in which each member meets all
+  columns and its own are kept: while that is little beside the base, it spares
+  a second layout of all activations. By itself, `vmap` would lay them out by
+  members for it.
+  """
+  M, E = axis_size, weight.shape[-2]
+  is_plain = is_mapped[1] and all(jax.tree.leaves(is_mapped[2]))
+  if is_mapped[0] or not is_plain or _SHARE * M * noise.inward.shape[1] > E:
+    axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
+    return jax.vmap(_plain_product, in_axes=tuple(axes))(weight, x, noise), True
+  columns = jnp.moveaxis(x, 0, 1)  # [D, M, ...]
+  base = _dot(weight.astype(x.dtype), columns, jnp.float32)
+  inward = jnp.moveaxis(noise.inward, 0, 1)  # [S R, M, D]
+  all_met = _dot(
+    inward.reshape(-1, inward.shape[-1]).astype(x.dtype), columns, jnp.float32
+  )
+  all_met = all_met.reshape(-1, M, *columns.shape[1:])
+  own = np.eye(M, dtype=bool).reshape(1, M, M, *[1] * (x.ndim - 2))
+  # Selected, not multiplied by 0: a broken member stays alone with its NaN.
+  met = jnp.sum(jnp.where(own, all_met, jnp.float32(0)), axis=2)  # [S R, M, ..]
+  move = jax.vmap(_move, in_axes=(0, 1), out_axes=1)(noise, met)
+  return jnp.moveaxis(base + move, 1, 0), True
 
 
 class Linear(nn.Module):
