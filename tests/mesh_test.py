@@ -200,6 +200,8 @@ def test_collectives_are_the_two_of_a_layer_and_stay_in_its_group(model):
   )
   if model == 1:
     assert not kinds
+    thin = _setting(8, 1, 'low_rank:2').program
+    assert not re.search(' (all-|collective-permute|reduce-scatter)', thin)
     return
   assert set(kinds) == {'all-reduce'}
   # Prefill and one step: the embedding, attention and MLP of each layer (where

@@ -15,7 +15,9 @@ from thicket.arguments import load_config
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from experiments.controls import __main__ as controls  # noqa: E402
+from experiments.families import __main__ as families  # noqa: E402
 from experiments.signals import __main__ as signals  # noqa: E402
+from experiments.throughput import __main__ as throughput  # noqa: E402
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
@@ -79,6 +81,22 @@ def test_the_signals_are_those_of_the_experiment():
   for rows in pairs.values():
     assert signals.markdown(rows) in text
   assert signals.speed_facts(speed) in text
+
+
+def test_the_families_are_those_of_the_experiment():
+  text = (ROOT / 'experiments' / 'families' / 'README.md').read_text('utf-8')
+  found = json.loads(families.RESULTS.read_text('utf-8'))
+  assert families.markdown(found) in text
+  for group in families.GROUPS:
+    assert len(found['groups'][group.name]['scores']) == found['members']
+
+
+def test_the_speeds_are_those_of_the_experiment():
+  folder = ROOT / 'experiments' / 'throughput'
+  found = json.loads((folder / 'results' / 'cpu.json').read_text('utf-8'))
+  assert throughput.markdown(found['found']) in (
+    folder / 'README.md'
+  ).read_text('utf-8')
 
 
 def test_the_race_replays_on_the_rewards_of_the_experiment():
