@@ -21,6 +21,7 @@ import pathlib
 import platform
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,8 +54,15 @@ Found = dict[str, list[float]]
 class Families:
   """Members of every family, and the base, at one M x B."""
 
-  def __init__(self, model: LoadedModel, members: int, rows: int, names):
-    """Prepares the programs and compiles them."""
+  def __init__(
+    self,
+    model: LoadedModel,
+    members: int,
+    rows: int,
+    names: Sequence[str],
+    bases: dict[int, Setting],
+  ):
+    """Prepares the programs, the base's by rows in `bases`; compiles them."""
     self.shape, self.names = f'{members} x {rows}', names
     self._members, self._rows = members, rows
     self._writers = {name: perturber(model, name) for name in names}
@@ -64,10 +72,9 @@ class Families:
       'base': dense.in_axes
     }
     of = lambda name, m, b: Setting(model, axes[name], m, b)
-    self._apart = of('base', 1, rows)
-    self._together = self._apart
-    if members > 1:
-      self._together = of('base', 1, members * rows)
+    for count in {rows, members * rows} - bases.keys():
+      bases[count] = of('base', 1, count)
+    self._apart, self._together = bases[rows], bases[members * rows]
     # All dense families run one program, the base's too.
     is_dense = [name for name in names if not families.rank_of(name)]
     self._settings = {}
@@ -150,11 +157,12 @@ def _add(found: Found, more: Found) -> None:
 def members(model: LoadedModel, repeats: int) -> Found:
   """Members of all families against the base, shape by shape."""
   found: Found = {}
+  bases: dict[int, Setting] = {}
   peak = gemm_peak()
   names = families.FAMILIES
   for shape in (*SHAPES, MANY):
     some = names if shape != MANY else ('low_rank',)
-    setting = Families(model, *shape, some)
+    setting = Families(model, *shape, some, bases)
     for repeat in range(repeats):
       if shape[0] == 1:
         before = peak()
