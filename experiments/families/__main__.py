@@ -190,13 +190,22 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         name,
         f'{x["sigma"]:.3g}',
         f'{x["kl"]:.3f} ± {x["kl_error"]:.3f}',
-        f'{100 * x["mean"]:.1f} ± {100 * x["error"]:.1f}',
-        f'{100 * x["deviation"]:.1f}',
-        f'{100 * x["best"]:.1f}',
-        f'{100 * x["above_base"]:.0f}%',
+        *_scored(x),
       ]
     )
   return table
+
+
+def _scored(x: dict[str, Any]) -> list[str]:
+  """The cells of a group's scores, empty where only its move was measured."""
+  if 'mean' not in x:
+    return [''] * 4
+  return [
+    f'{100 * x["mean"]:.1f} ± {100 * x["error"]:.1f}',
+    f'{100 * x["deviation"]:.1f}',
+    f'{100 * x["best"]:.1f}',
+    f'{100 * x["above_base"]:.0f}%',
+  ]
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -208,14 +217,15 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
   """Measures, prints the table, writes the results."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--members', type=int, default=24)
+  parser.add_argument(
+    '--members', type=int, default=24, help='0: only how far groups move'
+  )
   parser.add_argument('--workdir', default='runs/families')
   args = parser.parse_args()
   console, start = Console(width=110, highlight=False), time.monotonic()
-  found: dict[str, Any] = {'members': args.members, 'rows': ROWS, 'groups': {}}
-  for name, moved in moves(console).items():
-    found['groups'][name] = moved
-  for group in GROUPS:
+  found: dict[str, Any] = {'members': args.members, 'rows': ROWS}
+  found['groups'] = moves(console)
+  for group in GROUPS if args.members else ():
     moved = found['groups'][group.name]
     rewards = scores(group, moved['sigma'], args.members, args.workdir)
     moved |= summary(rewards)

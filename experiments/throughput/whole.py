@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import re
 import subprocess
@@ -27,13 +26,15 @@ FIRST_STEP = 'first step dispatched'  # as `thicket.answering` logs it
 
 
 @contextlib.contextmanager
-def _run(flags: Sequence[str]) -> Iterator[subprocess.Popen]:
-  """A run in a process of its own, its log lines readable; ended at exit."""
+def _run(
+  flags: Sequence[str], log: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen]:
+  """A run in a process of its own, ended at exit; `log` takes its log lines."""
   child = subprocess.Popen(
     [sys.executable, '-m', 'thicket.main', *flags],
     cwd=ROOT,
     stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
+    stderr=log,
     text=True,
   )
   try:
@@ -58,9 +59,7 @@ def memory_over_budget(model: LoadedModel, rows: int) -> float:
     with _run(flags) as child:
       # Not getrusage: a child's maximum begins with its parent's memory.
       used = 0
-      os.set_blocking(child.stderr.fileno(), False)
       while child.poll() is None:
-        child.stderr.read()
         used = max(used, _high_water_bytes(child.pid))
         time.sleep(0.1)
       if child.returncode:
@@ -99,7 +98,7 @@ def warm_start_s() -> list[float]:
         f'--compilation_cache={folder}/programs',
       ]
       start = time.monotonic()
-      with _run(flags) as child:
+      with _run(flags, log=subprocess.PIPE) as child:
         for line in child.stderr:
           if FIRST_STEP in line:
             found.append(time.monotonic() - start)
