@@ -4,7 +4,6 @@
 import io
 import time
 
-import jax
 import made
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from thicket import (
   engine,
   evaluation,
   run,
-  sharding,
   tables,
 )
 from thicket.population import BASE
@@ -38,10 +36,6 @@ def start(model, tmp_path, monkeypatch):
   """Makes a run on one device; a__b sets a.b."""
   # Answers of a few tokens are not worth padding a prompt.
   monkeypatch.setattr(batching, 'PROMPT_TOKEN', 0.0)
-  make = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda model=1: make(jax.devices()[:1])
-  )
   jobs = []
 
   def start(folder='work', **changes):
@@ -63,7 +57,8 @@ def start(model, tmp_path, monkeypatch):
     )
     return jobs[-1]
 
-  yield start
+  with made.devices(1):
+    yield start
   for job in jobs:
     job._work.close()
 

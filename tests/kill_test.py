@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quick run on the real model, killed twenty times, loses nothing."""
 
-import dataclasses
 import pathlib
 import random
 import signal
@@ -9,10 +8,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-
-from thicket.ledger import Ledger
+import same
 
 ROOT = pathlib.Path(__file__).parent.parent
 NUM_KILLS, NUM_IN_SAVE = 20, 4
@@ -56,21 +53,6 @@ def _saving(workdir):
   return any(workdir.glob('ledger/*/*/*.orbax-checkpoint-tmp*'))
 
 
-def _arrays(workdir):
-  """Everything that a reader of the ledger gets, as bytes."""
-  found = {}
-  for folder in sorted((workdir / 'ledger').iterdir()):
-    ledger = Ledger.read(folder)
-    for split in ledger.splits:
-      block = ledger.view(split)
-      for field in dataclasses.fields(block):
-        value = getattr(block, field.name)
-        found[folder.name, split, field.name] = (
-          value.tobytes() if isinstance(value, np.ndarray) else value
-        )
-  return found
-
-
 def _kill(process, workdir, in_save, delay):
   """Kills the process; returns whether it was inside a save."""
   deadline = time.monotonic() + delay
@@ -91,7 +73,7 @@ def test_twenty_kills_lose_no_finished_range(tmp_path):
   undisturbed = tmp_path / 'undisturbed'
   start = time.monotonic()
   _finish(undisturbed, cache)
-  expected = _arrays(undisturbed)
+  expected = same.arrays(undisturbed)
   # Under several conditions, and seen: else none of them could be lost.
   saved = {(condition, split) for condition, split, _ in expected}
   folders = {path.parent.parts[1:] for path in _ranges(undisturbed)}
@@ -121,6 +103,6 @@ def test_twenty_kills_lose_no_finished_range(tmp_path):
     _finish(workdir, cache)
     assert finished <= _ranges(workdir)
     assert not _saving(workdir), 'rubbish of a kill was left'
-    assert _arrays(workdir) == expected
+    assert same.arrays(workdir) == expected
   assert kills >= NUM_KILLS
   assert in_save >= 3

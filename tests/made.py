@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers by rule instead of by a model, with all that is asked on record."""
 
+import contextlib
 import pathlib
 
+import jax
 import numpy as np
+import pytest
 
+from thicket import sharding
 from thicket.arguments import load_config
 from thicket.blocks import BASE, Block
 from thicket.comparison import compare
@@ -12,6 +16,16 @@ from thicket.plan import make_plan
 from thicket.ranking import rank
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def devices(count):
+  """Runs get a mesh of so many devices."""
+  make = sharding.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    some = lambda model=1: make(jax.devices()[:count], model)
+    patch.setattr(sharding, 'make_mesh', some)
+    yield
 
 
 def config(**changes):

@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import made
 import pytest
 import same
 import tiny_gguf
 from rich.console import Console
 
-from thicket import evaluation, run, sharding
+from thicket import evaluation, run
 from thicket.blocks import BASE
 from thicket.job_array import Shard
 from thicket.ledger import Ledger, RecipeMismatch, __main__
@@ -34,11 +33,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _one_device(monkeypatch):
-  make = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda model=1: make(jax.devices()[:1])
-  )
+def _one_device():
+  with made.devices(1):
+    yield
 
 
 def _config(model, **changes):
@@ -84,25 +81,11 @@ def _ledger(workdir):
   return Ledger.read(folder)
 
 
-def _views(workdir):
-  """All rows of a run by condition and split."""
-  found = {}
-  for folder in sorted((workdir / 'ledger').iterdir()):
-    ledger = Ledger.read(folder)
-    for split in ledger.splits:
-      found[folder.name, split] = ledger.view(split)
-  return found
-
-
 @pytest.fixture(scope='module')
 def whole(model, tmp_path_factory):
   """The folder and the summary of a run that nobody cut."""
   folder = tmp_path_factory.mktemp('whole') / 'work'
-  make = sharding.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      sharding, 'make_mesh', lambda model=1: make(jax.devices()[:1])
-    )
+  with made.devices(1):
     _, summary, _ = _run(_config(model), folder)
   return folder, summary
 
@@ -111,11 +94,7 @@ def whole(model, tmp_path_factory):
 def slices(model, tmp_path_factory):
   """A folder with both of two slices, and a third of three."""
   folder = tmp_path_factory.mktemp('slices') / 'work'
-  make = sharding.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      sharding, 'make_mesh', lambda model=1: make(jax.devices()[:1])
-    )
+  with made.devices(1):
     for shard in ('1/2', '0/2', '1/3'):
       _run(_config(model), folder, shard)
   return folder
@@ -196,7 +175,7 @@ def test_two_slices_and_a_merge_are_one_run(
   assert summary['work']['stored'] == expected['work']['stored']
   for part in expected.keys() - {'work'}:
     assert summary[part] == expected[part], part
-  ours, theirs = _views(work), _views(folder)
+  ours, theirs = same.views(work), same.views(folder)
   assert ours.keys() == theirs.keys()
   for where, view in theirs.items():
     same.assert_same(ours[where], view)

@@ -16,6 +16,7 @@ import time
 import numpy as np
 import population_test
 import pytest
+import same
 import tiny_gguf
 
 from thicket.ledger import Ledger
@@ -124,21 +125,6 @@ def together(bench):
   return workdir, _ends(bench.start_both(workdir))
 
 
-def _arrays(workdir):
-  """Everything that a reader of the ledgers gets, as bytes."""
-  found = {}
-  for folder in sorted((workdir / 'ledger').iterdir()):
-    ledger = Ledger.read(folder)
-    for split in ledger.splits:
-      block = ledger.view(split)
-      for field in dataclasses.fields(block):
-        value = getattr(block, field.name)
-        found[folder.name, split, field.name] = (
-          value.tobytes() if isinstance(value, np.ndarray) else value
-        )
-  return found
-
-
 def _ranges(workdir):
   return sorted(
     str(path.relative_to(workdir))
@@ -205,7 +191,7 @@ def test_a_run_of_two_processes_is_that_of_one(bench, together):
   alone = bench.folder / 'alone'
   ((code, _, errors),) = _ends([bench.start(alone)])
   assert code == 0, errors
-  assert _arrays(workdir) == _arrays(alone)
+  assert same.arrays(workdir) == same.arrays(alone)
   assert _ranges(workdir) == _ranges(alone)
   texts = [(x / 'metrics.jsonl').read_text() for x in (workdir, alone)]
   assert texts[0] == texts[1]
@@ -247,7 +233,7 @@ def test_the_command_of_the_guide_runs_word_for_word(bench, together, tmp_path):
   )
   (workdir,) = (tmp_path / 'runs').iterdir()
   assert str(pathlib.Path('runs') / workdir.name) in done.stdout, done.stderr
-  assert _arrays(workdir) == _arrays(together[0])
+  assert same.arrays(workdir) == same.arrays(together[0])
 
 
 @pytest.mark.slow
@@ -276,7 +262,7 @@ def test_a_kill_ends_both_and_loses_no_range(bench, together, victim):
     assert code == 0, errors
   assert set(finished) <= set(_ranges(workdir))
   assert not list(workdir.glob('ledger/*/*/*.orbax-checkpoint-tmp*'))
-  assert _arrays(workdir) == _arrays(undisturbed)
+  assert same.arrays(workdir) == same.arrays(undisturbed)
 
 
 def test_one_that_waits_in_vain_says_so():

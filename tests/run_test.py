@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs on a tiny model: resumed, enlarged, interrupted, refused."""
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -29,7 +28,6 @@ from thicket import (
   ranking,
   report,
   run,
-  sharding,
   tasks,
 )
 from thicket.arguments import ArgumentError, load_config
@@ -73,20 +71,10 @@ def _config(model, **changes):
   return made.config(**settings)
 
 
-@contextlib.contextmanager
-def _devices(count):
-  """Runs get a mesh of so many devices."""
-  make = sharding.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    some = lambda model=1: make(jax.devices()[:count], model)
-    patch.setattr(sharding, 'make_mesh', some)
-    yield
-
-
 def _run(config, workdir, devices=1):
   """A finished run and its summary."""
   console = Console(file=io.StringIO(), width=80)
-  with _devices(devices):
+  with made.devices(devices):
     job = run.Run(config, str(workdir), console)
     return job, job.finish()
 
@@ -467,7 +455,7 @@ def test_a_second_finish_has_nothing_left_to_do(model, finished, tmp_path):
 def test_the_default_folder_is_that_of_the_recipe(model, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   folder = lambda **changes: run.Run(_config(model, **changes)).workdir
-  with _devices(1):
+  with made.devices(1):
     first = folder()
     assert re.fullmatch(r'runs/arithmetic-tiny-[0-9a-f]{12}', str(first))
     (recipe,) = (tmp_path / first / 'ledger').glob('*/recipe.json')
@@ -483,7 +471,7 @@ def test_the_default_folder_is_that_of_the_recipe(model, tmp_path, monkeypatch):
       {'controls__temperatures': (0.1, 0.2)},
     ):
       assert folder(**changes) == first
-  with _devices(8):
+  with made.devices(8):
     assert folder() == first
     others = {
       folder(**changes)
@@ -526,7 +514,7 @@ def test_another_recipe_in_the_same_folder_is_refused(
   changes, said, model, finished, tmp_path
 ):
   folder = finished.copy(tmp_path / 'work')
-  with pytest.raises(RecipeMismatch) as caught, _devices(1):
+  with pytest.raises(RecipeMismatch) as caught, made.devices(1):
     run.Run(_config(model, **changes), str(folder))
   message = str(caught.value)
   assert said in message
@@ -781,7 +769,7 @@ def test_memory_that_runs_out_leaves_no_trace(
 def test_as_many_members_as_fit(model, finished, tmp_path, caplog):
   caplog.set_level('INFO')
   console = Console(file=io.StringIO(), width=80)
-  with _devices(1):
+  with made.devices(1):
     run.Run(_config(model), str(tmp_path), console, fit_members=True).finish()
   (said,) = [x for x in caplog.messages if 'a step on each device' in x]
   assert said.startswith(f'{N} members a step on each device: base 0 MB, ')

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 Recipe = dict[str, Any]
 
 _HASH_DIGITS = 12  # 48 bits: no two recipes of one folder will collide
+_SHOWN_FIELDS = 3  # of those that differ, in a line
 _SHOWN_CHARS = 80  # of a value in a message, which has to stay one line
 _NOTHING = object()
 
@@ -57,6 +58,13 @@ def differences(stored: Recipe, asked: Recipe) -> list[str]:
     if _NOTHING in (was, now) or _canonical(was) != _canonical(now):
       lines.append(f'{_dotted(path)}: stored {_show(was)}, asked {_show(now)}')
   return lines
+
+
+def brief(lines: Sequence[str]) -> str:
+  """What `differences` found, in one line: the first few, and how many more."""
+  more = len(lines) - _SHOWN_FIELDS
+  shown = '; '.join(lines[:_SHOWN_FIELDS])
+  return shown + (f'; and {more} more' if more > 0 else '')
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> Any:

@@ -23,7 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from thicket import arguments, data, evaluation, run, sharding, tasks
+from experiments.throughput.generation import Prompts
+from thicket import arguments, run, sharding
 from thicket.analysis.displacement import Mover, matched_sigma
 from thicket.blocks import BASE
 from thicket.models.load import load
@@ -75,31 +76,11 @@ GROUPS = (
 def movers() -> dict[str, Mover]:
   """How far each group moves the next token's distribution."""
   model = load(MODEL)
-  task = tasks.make('arithmetic')
-  splits = data.load(
-    task, num_selection=ROWS, num_validation=0, num_test=1, seed=0
-  )
-  prefix, questions = evaluation.prepare(
-    task,
-    model.tokenizer,
-    {'selection': splits.selection},
-    rows=ROWS,
-    max_new_tokens=1,
-    context_length=model.decoder.config.context_length,
-  )
-  (batch,) = questions['selection'].batches()
-  size = batch.tokens.shape[1] + len(prefix)
-  tokens = np.zeros((ROWS, size), np.int32)
-  for row, length in enumerate(map(int, batch.length)):
-    own = [*prefix, *batch.tokens[row, -length:]]
-    tokens[row, size - len(own) :] = own
-  lengths = batch.length + len(prefix)
-  places = np.arange(size)[None] - (size - lengths[:, None])
+  tokens, mask = Prompts(model, ROWS, 1).whole(model.tokenizer.pad_id)
+  positions = np.maximum(mask.cumsum(axis=1, dtype=np.int32) - 1, 0)
 
   def outputs(params, tokens):
-    return model.decoder.apply(
-      params, tokens, np.maximum(places, 0).astype(np.int32), places >= 0
-    )[0]
+    return model.decoder.apply(params, tokens, positions, mask)[0]
 
   made: dict[tuple[str, str], Mover] = {}
   for group in GROUPS:

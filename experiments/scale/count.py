@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from thicket import families, trees
+from thicket.families import FAMILIES
 from thicket.models import decoder
 from thicket.models.decoder_config import DecoderConfig
 
-FAMILIES = ('gaussian', 'rademacher', 'low_rank')
 BASE = 'base'  # no noise: what a server of one model does
 
 LLAMA2_7B = DecoderConfig(

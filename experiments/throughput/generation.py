@@ -67,6 +67,21 @@ class Prompts:
     )
     (self.batch,) = questions['selection'].batches()
 
+  def whole(self, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts with their prefix, padded on the left to the longest.
+
+    Returns:
+      int32 [B, T], and bool [B, T], false where it is padding.
+    """
+    prefix, batch = list(self.prefix), self.batch
+    lengths = batch.length + len(prefix)
+    tokens = np.full((len(lengths), lengths.max()), pad, np.int32)
+    for row, length in enumerate(batch.length):
+      own = batch.tokens[row, -length:].tolist()
+      tokens[row, -lengths[row] :] = [*prefix, *own]
+    places = np.arange(tokens.shape[1])[None]
+    return tokens, places >= tokens.shape[1] - lengths[:, None]
+
 
 def perturber(model: LoadedModel, family: str) -> perturb.Perturber:
   """Writes members of a family on one device; low rank stays factored."""

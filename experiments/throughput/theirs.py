@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +38,8 @@ class Theirs:
     self._pad = model.tokenizer.pad_id
     self._model = _model(transformers, torch, model)
     rows = prompts.batch.tokens.shape[0]
-    self._inputs = _inputs(torch, prompts, self._pad)
+    tokens, mask = prompts.whole(self._pad)
+    self._inputs = torch.tensor(tokens).long(), torch.tensor(mask).long()
     self.settings = (
       f'transformers {transformers.__version__}, torch {torch.__version__}: '
       f'{torch.get_num_threads()} threads, float32, sdpa, cache on, greedy, '
@@ -109,27 +109,4 @@ def _model(transformers: Any, torch: Any, model: LoadedModel) -> Any:
     raise RuntimeError(f'missing {missing}, not expected {extra}')
   theirs.tie_weights()
   theirs.generation_config.eos_token_id = None
-  return theirs
-
-
-def _inputs(torch: Any, prompts: Prompts, pad: int) -> tuple[Any, Any]:
-  """Prompts with their prefix, padded on the left to the longest."""
-  prefix, batch = list(prompts.prefix), prompts.batch
-  longest = int(batch.length.max())
-  tokens, mask = [], []
-  for row, length in enumerate(map(int, batch.length)):
-    fill = [pad] * (longest - length)
-    own = batch.tokens[row, batch.tokens.shape[1] - length :]
-    tokens.append([*fill, *prefix, *own])
-    mask.append([0] * len(fill) + [1] * (len(prefix) + length))
-  return torch.tensor(tokens), torch.tensor(mask)
-
-
-def comparison(make: Callable[[], Theirs] | None) -> Theirs | None:
-  """The model to compare with, if it can be made, and says how it is set."""
-  if make is None or not is_installed():
-    print('torch and transformers are not installed: comparison left out')
-    return None
-  theirs = make()
-  print(theirs.settings)
   return theirs

@@ -43,7 +43,7 @@ from thicket.blocks import (
 from thicket.blocks import merge as merge_parts
 from thicket.interrupts import uninterrupted
 from thicket.ledger import staging
-from thicket.recipe import Recipe, check_recipe, differences
+from thicket.recipe import Recipe, brief, check_recipe, differences
 from thicket.storage import (
   absolute,
   is_local,
@@ -58,7 +58,6 @@ _SPLIT = re.compile(r'\w[\w-]*', re.ASCII)
 RECIPE_FILE = 'recipe.json'
 _PROBE_FILE = 'probe.tmp'
 _SLACK_BYTES = 1 << 16  # Orbax's own files in a range: 10 kB measured
-_SHOWN_FIELDS = 3
 _SHOWN_CHARS = 120  # of a value or a reason, so that messages stay one line
 
 # Faults of the place, not of the data: deleting a range would not help.
@@ -280,11 +279,9 @@ def _claim(folder: epath.Path, recipe: Recipe) -> Recipe:
   stored = _read_recipe(folder)
   lines = differences(stored, recipe)
   if lines:
-    more = len(lines) - _SHOWN_FIELDS
     raise RecipeMismatch(
-      f'{folder}: rows of another recipe: {"; ".join(lines[:_SHOWN_FIELDS])}'
-      + (f'; and {more} more' if more > 0 else '')
-      + '; choose another --workdir or restore the field'
+      f'{folder}: rows of another recipe: {brief(lines)}; choose another '
+      '--workdir or restore the field'
     )
   return stored
 

@@ -20,11 +20,9 @@ from thicket.blocks import BASE
 from thicket.job_array import Shard
 from thicket.ledger import RECIPE_FILE, Ledger, LedgerError, RecipeMismatch
 from thicket.plan import ConfigError, Plan
-from thicket.recipe import differences
+from thicket.recipe import brief, differences
 from thicket.storage import as_path, subfolders
 from thicket.stored import load_plan
-
-_SHOWN_FIELDS = 3  # of two recipes, so that the message stays one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,15 +159,11 @@ def _check_recipes(slices: list[tuple[str, Ledger]]) -> None:
   first, one = slices[0]
   for _, other in slices[1:]:
     lines = differences(one.recipe, other.recipe)
-    if not lines:
-      continue
-    more = len(lines) - _SHOWN_FIELDS
-    raise RecipeMismatch(
-      f'{other.folder}: another recipe than {first}, here called stored: '
-      + '; '.join(lines[:_SHOWN_FIELDS])
-      + (f'; and {more} more' if more > 0 else '')
-      + '; move one of them elsewhere'
-    )
+    if lines:
+      raise RecipeMismatch(
+        f'{other.folder}: another recipe than {first}, here called stored: '
+        f'{brief(lines)}; move one of them elsewhere'
+      )
 
 
 def _compare(slices: dict[str, Ledger], ledger: Ledger) -> list[Overlap]:
