@@ -20,8 +20,15 @@ from thicket.tasks import base
 class Caseless(base.Task):
   """Answers that differ in case alone vote together."""
 
-  def group(self, answers):
-    return super().group([answer.lower() for answer in answers])
+  def group(self, answers, example):
+    assert example.question == f'question {example.row_id}'
+    return super().group([answer.lower() for answer in answers], example)
+
+
+def _examples(block):
+  """The block's questions, in another order and among others."""
+  ids = [*block.rows.tolist()[::-1], 10**6]
+  return [base.Example(i, f'question {i}', '') for i in ids]
 
 
 WORDS = ('A', 'B', 'a', 'b', 'c')
@@ -72,7 +79,7 @@ def _elected(classes):
 def test_votes_are_the_counters_most_common(block, random):
   ranked = block.members.tolist()
   random.shuffle(ranked)
-  voters = panel.of_members(Caseless(), block, ranked)
+  voters = panel.of_members(Caseless(), _examples(block), block, ranked)
   sizes = list(range(1, len(ranked) + 1))
   random.shuffle(sizes)
   outcomes = voters.votes(sizes)
@@ -102,9 +109,9 @@ def test_votes_are_the_counters_most_common(block, random):
 @hypothesis.settings(deadline=None)
 def test_a_vote_of_few_is_the_vote_of_a_panel_of_few(block):
   ranked = block.members[::-1]
-  whole = panel.of_members(Caseless(), block, ranked)
+  whole = panel.of_members(Caseless(), _examples(block), block, ranked)
   for k in (1, 3, 7):
-    few = panel.of_members(Caseless(), block, ranked[:k])
+    few = panel.of_members(Caseless(), _examples(block), block, ranked[:k])
     (one,), (two,) = whole.votes([k]), few.votes([k])
     for field in ('speaker', 'count', 'correct', 'lenient_correct'):
       np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
@@ -219,14 +226,14 @@ def block():
 
 
 def test_members_come_in_rank_order_with_their_first_draws(block):
-  got = panel.of_members(Caseless(), block, [9, 2])
+  got = panel.of_members(Caseless(), _examples(block), block, [9, 2])
   assert got.answers == [['b', 'c'], ['A', 'B']]
   np.testing.assert_array_equal(got.classes, [[1, 2], [0, 1]])
   np.testing.assert_array_equal(got.correct, [[0, 0], [0, 0]])
   np.testing.assert_array_equal(got.lenient_correct, [[1, 1], [0, 0]])
   np.testing.assert_array_equal(got.num_tokens, [[8, 10], [0, 2]])
   assert got.texts == [['i', 'k'], ['a', 'c']]
-  other = panel.of_members(Caseless(), block, np.array([5]))
+  other = panel.of_members(Caseless(), _examples(block), block, np.array([5]))
   assert other.answers == [['a', None]]
   np.testing.assert_array_equal(other.classes, [[0, -1]])
   np.testing.assert_array_equal(other.lenient_classes, [[0, 1]])
@@ -241,7 +248,7 @@ def test_draws_are_voters_in_their_order(block):
     }
     | {'rows': block.rows, 'draws': block.draws, 'texts': tuple('efgh')}
   )
-  got = panel.of_draws(Caseless(), one)
+  got = panel.of_draws(Caseless(), _examples(one), one)
   assert got.answers == [['a', None], ['a', 'c']]
   np.testing.assert_array_equal(got.classes, [[0, -1], [0, 2]])
   np.testing.assert_array_equal(got.num_tokens, [[4, 6], [5, 7]])
@@ -249,7 +256,7 @@ def test_draws_are_voters_in_their_order(block):
 
 
 def test_strict_and_lenient_answers_share_their_classes(block):
-  got = panel.of_members(Caseless(), block, [2, 5, 9])
+  got = panel.of_members(Caseless(), _examples(block), block, [2, 5, 9])
   np.testing.assert_array_equal(got.classes, [[0, 1], [0, -1], [1, 2]])
   np.testing.assert_array_equal(got.lenient_classes, [[0, 1], [0, 1], [1, 2]])
 
@@ -258,7 +265,7 @@ def test_equal_strings_are_one_class_by_default(block):
   class Plain(base.Task):
     pass
 
-  got = panel.of_members(Plain(), block, [2, 5, 9])
+  got = panel.of_members(Plain(), _examples(block), block, [2, 5, 9])
   np.testing.assert_array_equal(got.classes, [[0, 1], [2, -1], [3, 4]])
 
 
@@ -272,7 +279,7 @@ def test_texts_may_be_missing_and_nobody_may_have_answered(block):
       'texts': None,
     }
   )
-  got = panel.of_members(Caseless(), silent, [5, 2])
+  got = panel.of_members(Caseless(), _examples(silent), silent, [5, 2])
   assert got.texts == [['', ''], ['', '']]
   assert got.answers == [[None, None], [None, None]]
   (vote,) = got.votes([2])

@@ -50,8 +50,9 @@ def test_settings_reach_the_task():
 
 def test_group_numbers_equal_answers_in_order_of_appearance():
   task = tasks.make('gsm8k')
-  assert task.group(['7', '3', '7', '9', '3']) == [0, 1, 0, 2, 1]
-  assert task.group([]) == []
+  row = base.Example(0, 'How many?', '7')
+  assert task.group(['7', '3', '7', '9', '3'], row) == [0, 1, 0, 2, 1]
+  assert task.group([], row) == []
 
 
 def test_a_vote_is_judged_as_a_response_is():

@@ -305,14 +305,17 @@ class _Story:
     self, condition: Condition, ranked: Sequence[int], label: str
   ) -> Panel:
     block = self.answers.get(condition, 'test', ranked, label=label)
-    return panel.of_members(self.plan.task, block, ranked)
+    return panel.of_members(
+      self.plan.task, self.plan.splits.test, block, ranked
+    )
 
   def _samples(self, template: str, temperature: float, split: str) -> Panel:
     block = self.answers.get(
       self.plan.sampled(temperature, template), split, [BASE], range(self.k),
       label=f'{self.k} samples at T = {temperature:g} on {split}',
     )  # fmt: skip
-    return panel.of_draws(self.plan.task, block)
+    examples = getattr(self.plan.splits, split)
+    return panel.of_draws(self.plan.task, examples, block)
 
   def _add_random(
     self, name: str, what: str, ids: Sequence[int], spent: Cost

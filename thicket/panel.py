@@ -17,7 +17,7 @@ import numpy as np
 
 from thicket import voting
 from thicket.blocks import Block
-from thicket.tasks.base import Task
+from thicket.tasks.base import Example, Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class Panel:
   """What K voters, best first, answered to the same r questions.
 
   Attributes:
-    classes, lenient_classes: int32 [K, r], answers that are equal to the task
-      have equal numbers; -1 abstains.
+    classes, lenient_classes: int32 [K, r], answers to one question that are
+      equal to the task have equal numbers; -1 abstains.
     correct, lenient_correct: bool [K, r].
     num_tokens: int32 [K, r].
     texts: [K][r], what was written; empty where it was not kept.
@@ -100,27 +100,62 @@ def speakers(classes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
   return np.where(winners < 0, -1, first)
 
 
-def of_members(task: Task, block: Block, ranked: Sequence[int]) -> Panel:
-  """The first draws of some members of a block, in the order given."""
+def of_members(
+  task: Task,
+  examples: Sequence[Example],
+  block: Block,
+  ranked: Sequence[int],
+) -> Panel:
+  """The first draws of some members of a block, in the order given.
+
+  `examples` hold the block's rows, and maybe others.
+  """
   at = [int(np.flatnonzero(block.members == i)[0]) for i in ranked]
-  return _panel(task, block, [(i, 0) for i in at])
+  return _panel(task, examples, block, [(i, 0) for i in at])
 
 
-def of_draws(task: Task, block: Block) -> Panel:
+def of_draws(task: Task, examples: Sequence[Example], block: Block) -> Panel:
   """All draws of a block's only member, in their order."""
-  return _panel(task, block, [(0, j) for j in range(len(block.draws))])
+  at = [(0, j) for j in range(len(block.draws))]
+  return _panel(task, examples, block, at)
 
 
-def _panel(task: Task, block: Block, at: Sequence[tuple[int, int]]) -> Panel:
-  groups = np.append(task.group(block.answers), -1).astype(np.int32)
+def _classes(
+  task: Task,
+  examples: Sequence[Example],
+  block: Block,
+  columns: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+  """Class ids in place of the answers of `columns`, each [voters, r]."""
+  by_id = {example.row_id: example for example in examples}
+  found = [np.full(column.shape, -1, np.int32) for column in columns]
+  for row, row_id in enumerate(block.rows.tolist()):
+    said = np.concatenate([column[:, row] for column in columns])
+    given = dict.fromkeys(i for i in said.tolist() if i >= 0)
+    words = [block.answers[i] for i in given]
+    ids = dict(zip(given, task.group(words, by_id[row_id]), strict=True))
+    for classes, column in zip(found, columns, strict=True):
+      classes[:, row] = [ids.get(i, -1) for i in column[:, row].tolist()]
+  return found
+
+
+def _panel(
+  task: Task,
+  examples: Sequence[Example],
+  block: Block,
+  at: Sequence[tuple[int, int]],
+) -> Panel:
   pick = lambda column: np.stack([column[i, :, j] for i, j in at])
   answer = pick(block.answer)
+  classes, lenient_classes = _classes(
+    task, examples, block, [answer, pick(block.lenient_answer)]
+  )
   index = np.arange(block.seen.size).reshape(block.seen.shape)
   words = (*block.answers, None)
   texts = block.texts
   return Panel(
-    classes=groups[answer],  # index -1, an abstention, stays -1
-    lenient_classes=groups[pick(block.lenient_answer)],
+    classes=classes,
+    lenient_classes=lenient_classes,
     correct=pick(block.correct),
     lenient_correct=pick(block.lenient_correct),
     num_tokens=pick(block.num_tokens),

@@ -265,7 +265,9 @@ def _population_curve(plan: Plan, compared: Comparison) -> list[Summary]:
   block, found = compared.found.scored, compared.found
   everyone = None
   if block.seen.all():
-    everyone = of_members(plan.task, block, range(len(found.scores)))
+    everyone = of_members(
+      plan.task, plan.splits.selection, block, range(len(found.scores))
+    )
   tested = set(found.ranked)  # paid for by the search itself
   points = []
   for size, (ranking, voters) in sorted(compared.populations.items()):

@@ -105,8 +105,8 @@ class Task(Protocol):
     """What accuracy counts; default equality with the gold answer."""
     return answer is not None and answer == example.gold
 
-  def group(self, answers: Sequence[str]) -> list[int]:
-    """A class id for each answer, from 0 in order of appearance.
+  def group(self, answers: Sequence[str], example: Example) -> list[int]:
+    """A class id for each answer to a question, from 0 in order of appearance.
 
     Answers of one class vote together; by default, equal strings.
     """
