@@ -237,7 +237,10 @@ def test_bfloat16_members():
       tokens.append(token)
 
 
-@pytest.mark.parametrize('shape', [(V,), (4, V)])
+# Less than one block, whole blocks, a rest, and a last block of one token.
+@pytest.mark.parametrize(
+  'shape', [(V,), (4, V), (8, 128), (2, 8, 384), (8, 300), (64, 129)]
+)
 def test_greedy_takes_the_lowest_id_among_equals(shape):
   # Few values, so that the largest is there several times.
   logits = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
