@@ -183,25 +183,24 @@ def against_theirs(model: LoadedModel, repeats: int) -> Found:
   """A member here and in transformers, 64 rows of 32 tokens."""
   writer = perturber(model, 'gaussian')
   setting = Setting(
-    model, writer.in_axes, 1, 64, ('greedy', 'sampling', 'top-p 0.9'), (ANSWER,)
+    model, writer.in_axes, 1, 64, ('greedy', 'sampling', 'top-p 0.9'), ANSWER
   )
   weights = writer.write([-1], [0.0], writer.buffers(1))
   for rule in ('greedy', 'sampling', 'top-p 0.9'):
-    setting.answer(weights, ANSWER, rule)
+    setting.answer(weights, rule)
   found: Found = {}
   for _ in range(repeats):
     for rule in ('sampling', 'top-p 0.9'):
-      rule_s = seconds(lambda rule=rule: setting.answer(weights, ANSWER, rule))
-      greedy_s = seconds(lambda: setting.answer(weights, ANSWER))
+      rule_s = seconds(lambda rule=rule: setting.answer(weights, rule))
+      greedy_s = seconds(lambda: setting.answer(weights))
       _add(found, {f'{rule} of greedy': [greedy_s / rule_s]})
-  (engine,) = setting.engines.values()
-  found['compile seconds'] = [engine.compile_s / 3]
+  found['compile seconds'] = [setting.engine.compile_s / 3]
   if not theirs.is_installed():
     print('torch and transformers are not installed: comparison left out')
     return found
   other = theirs.Theirs(model, setting.prompts, ANSWER)
   print(other.settings)
-  ours = np.asarray(setting.answer(weights, ANSWER)[0].tokens)[0]
+  ours = np.asarray(setting.answer(weights)[0].tokens)[0]
   found['tokens equal to transformers'] = [
     float((other.generate() == ours).mean())
   ]
@@ -210,11 +209,11 @@ def against_theirs(model: LoadedModel, repeats: int) -> Found:
   def member(i: int) -> Any:
     sigma = 0.0 if i < 0 else SIGMA
     held[0] = writer.write([i], [sigma], held[0])
-    return setting.answer(held[0], ANSWER)
+    return setting.answer(held[0])
 
   for repeat in range(repeats):
     member(-1)
-    base_s = seconds(lambda: setting.answer(held[0], ANSWER))
+    base_s = seconds(lambda: setting.answer(held[0]))
     start = time.perf_counter()
     other.generate()
     middle = time.perf_counter()

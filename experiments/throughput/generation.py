@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation of M members x B rows, prefill and single steps timed apart.
 
-A program that makes one token is prefill; one that makes nine is the same
-prefill and eight steps. Both run with the same weights one after the other,
-and a step is an eighth of their difference.
+One program makes nine tokens: prefill, which chooses the first, and eight
+steps. With rows that only fill the batch it ends after prefill. Both are timed
+with the same weights one after the other, and a step is an eighth of their
+difference.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Setting:
     members: int,
     rows: int,
     rules: tuple[str, ...] = ('greedy',),
-    lengths: tuple[int, ...] = (1, 1 + STEPS),
+    tokens: int = 1 + STEPS,
   ):
     """Prepares programs; each is compiled when it first runs.
 
@@ -115,41 +116,44 @@ class Setting:
       members: M.
       rows: B.
       rules: token rules, of `RULES`.
-      lengths: numbers of new tokens, a program each.
+      tokens: new tokens of each row.
     """
-    self.prompts = Prompts(model, rows, max(lengths))
+    self.prompts = Prompts(model, rows, tokens)
     self.members, self.rows = members, rows
     vocab = model.decoder.config.vocab_size
     # State 0 never leads to the accepting state: no row stops before the limit.
     table = np.stack([np.zeros(vocab, np.int32), np.ones(vocab, np.int32)])
     self._ids = jnp.zeros(members, jnp.int32)
-    self.engines, self._steps = {}, {}
-    for length in lengths:
-      # Each length has its own engine, so that no caches are made anew.
-      self.engines[length] = engine.Engine(
-        model.decoder,
-        mesh=sharding.make_mesh(jax.devices()[:1]),
-        in_axes=in_axes,
-        dtype=jnp.float32,
+    self.engine = engine.Engine(
+      model.decoder,
+      mesh=sharding.make_mesh(jax.devices()[:1]),
+      in_axes=in_axes,
+      dtype=jnp.float32,
+    )
+    batch = self.prompts.batch
+    idle = batch._replace(live=np.zeros_like(batch.live))
+    self._steps = {}
+    for rule in rules:
+      decoding = decode.Decoding(
+        tokens, table, model.tokenizer.pad_id, RULES[rule]
       )
-      for rule in rules:
-        self._steps[rule, length] = engine.answer_all(
-          self.engines[length],
-          decode.Decoding(length, table, model.tokenizer.pad_id, RULES[rule]),
-          self.prompts.prefix,
-          [self.prompts.batch],
+      for live, asked in ((True, batch), (False, idle)):
+        self._steps[rule, live] = engine.answer_all(
+          self.engine, decoding, self.prompts.prefix, [asked]
         )
 
-  def answer(self, weights: Any, length: int, rule: str = 'greedy') -> Any:
-    """Answers of so many tokens with the weights at hand, awaited."""
+  def answer(
+    self, weights: Any, rule: str = 'greedy', *, live: bool = True
+  ) -> Any:
+    """Answers with the weights at hand, awaited; prefill alone if not live."""
     return jax.block_until_ready(
-      self._steps[rule, length](weights, self._ids, self._ids)
+      self._steps[rule, live](weights, self._ids, self._ids)
     )
 
   def time(self, weights: Any) -> Timed:
     """One measurement; compile first by calling it once."""
-    prefill = seconds(lambda: self.answer(weights, 1))
-    longer = seconds(lambda: self.answer(weights, 1 + STEPS))
+    prefill = seconds(lambda: self.answer(weights, live=False))
+    longer = seconds(lambda: self.answer(weights))
     return Timed(prefill, (longer - prefill) / STEPS)
 
   def prefill_tokens(self) -> int:
