@@ -62,41 +62,14 @@ def row_words(row_ids: Sequence[int] | np.ndarray) -> np.ndarray:
   return np.stack([high, low], axis=-1).astype(np.uint32)
 
 
-# Tokens of a block whose peak `greedy` keeps.
-_BLOCK = 128
-
-
 def greedy(logits: jax.Array, rows: Rows, step: jax.Array) -> jax.Array:
-  """The most likely token, the lowest id among equals; a `Choose` rule.
-
-  The last of the vocabulary where a logit is NaN.
-  """
+  """The most likely token, the lowest id among equals; a `Choose` rule."""
   del rows, step
-  # Peaks of blocks in one pass, in the order in which products leave logits;
-  # then the first block that has the greatest, alone. An argmax of all, or a
-  # search for what equals the peak, took a tenth of a step on CPU.
-  columns = jnp.moveaxis(logits, -1, 0)
-  size = columns.shape[0]
-  whole = size - size % _BLOCK
-  peaks = []
-  if whole:
-    blocks = columns[:whole].reshape(-1, _BLOCK, *columns.shape[1:])
-    peaks.append(jnp.max(blocks, axis=1))
-  if whole < size:
-    peaks.append(jnp.max(columns[whole:], axis=0, keepdims=True))
-  peaks = jnp.concatenate(peaks)
-  peak = jnp.max(peaks, axis=0, keepdims=True)
-
-  def numbers(count):
-    return np.arange(count, dtype=np.int32).reshape(-1, *[1] * (peak.ndim - 1))
-
-  last = np.int32(len(peaks) - 1)
-  block = jnp.where(peaks == peak, numbers(len(peaks)), last)
-  block = jnp.min(block, axis=0, keepdims=True)
-  last = np.int32(size - 1)  # the last block may repeat it
-  ids = jnp.minimum(block * np.int32(_BLOCK) + numbers(_BLOCK), last)
-  found = jnp.take_along_axis(columns, ids, axis=0)
-  return jnp.min(jnp.where(found == peak, ids, last), axis=0)
+  # Two plain reductions; XLA's argmax is one of pairs, 4x slower on CPU.
+  peak = jnp.max(logits, axis=-1, keepdims=True)
+  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  last = np.int32(logits.shape[-1] - 1)
+  return jnp.min(jnp.where(logits == peak, ids, last), axis=-1)
 
 
 def check(temperature: float, top_k: int = 0, top_p: float = 1.0) -> None:
