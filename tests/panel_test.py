@@ -228,7 +228,7 @@ def block():
 def test_members_come_in_rank_order_with_their_first_draws(block):
   got = panel.of_members(Caseless(), _examples(block), block, [9, 2])
   assert got.answers == [['b', 'c'], ['A', 'B']]
-  np.testing.assert_array_equal(got.classes, [[1, 2], [0, 1]])
+  np.testing.assert_array_equal(got.classes, [[0, 0], [1, 1]])
   np.testing.assert_array_equal(got.correct, [[0, 0], [0, 0]])
   np.testing.assert_array_equal(got.lenient_correct, [[1, 1], [0, 0]])
   np.testing.assert_array_equal(got.num_tokens, [[8, 10], [0, 2]])
@@ -236,7 +236,7 @@ def test_members_come_in_rank_order_with_their_first_draws(block):
   other = panel.of_members(Caseless(), _examples(block), block, np.array([5]))
   assert other.answers == [['a', None]]
   np.testing.assert_array_equal(other.classes, [[0, -1]])
-  np.testing.assert_array_equal(other.lenient_classes, [[0, 1]])
+  np.testing.assert_array_equal(other.lenient_classes, [[0, 0]])
   np.testing.assert_array_equal(other.correct, [[1, 0]])
 
 
@@ -250,15 +250,15 @@ def test_draws_are_voters_in_their_order(block):
   )
   got = panel.of_draws(Caseless(), _examples(one), one)
   assert got.answers == [['a', None], ['a', 'c']]
-  np.testing.assert_array_equal(got.classes, [[0, -1], [0, 2]])
+  np.testing.assert_array_equal(got.classes, [[0, -1], [0, 0]])
   np.testing.assert_array_equal(got.num_tokens, [[4, 6], [5, 7]])
   assert got.texts == [['e', 'g'], ['f', 'h']]
 
 
 def test_strict_and_lenient_answers_share_their_classes(block):
   got = panel.of_members(Caseless(), _examples(block), block, [2, 5, 9])
-  np.testing.assert_array_equal(got.classes, [[0, 1], [0, -1], [1, 2]])
-  np.testing.assert_array_equal(got.lenient_classes, [[0, 1], [0, 1], [1, 2]])
+  np.testing.assert_array_equal(got.classes, [[0, 0], [0, -1], [1, 1]])
+  np.testing.assert_array_equal(got.lenient_classes, [[0, 0], [0, 0], [1, 1]])
 
 
 def test_equal_strings_are_one_class_by_default(block):
@@ -266,7 +266,7 @@ def test_equal_strings_are_one_class_by_default(block):
     pass
 
   got = panel.of_members(Plain(), _examples(block), block, [2, 5, 9])
-  np.testing.assert_array_equal(got.classes, [[0, 1], [2, -1], [3, 4]])
+  np.testing.assert_array_equal(got.classes, [[0, 0], [1, -1], [2, 1]])
 
 
 def test_texts_may_be_missing_and_nobody_may_have_answered(block):
