@@ -237,7 +237,7 @@ def test_bfloat16_members():
       tokens.append(token)
 
 
-# Less than one block, whole blocks, a rest, and a last block of one token.
+# Vocabularies that are and are not whole vectors, one over among them.
 @pytest.mark.parametrize(
   'shape', [(V,), (4, V), (8, 128), (2, 8, 384), (8, 300), (64, 129)]
 )

@@ -128,14 +128,15 @@ def _classes(
 ) -> list[np.ndarray]:
   """Class ids in place of the answers of `columns`, each [voters, r]."""
   by_id = {example.row_id: example for example in examples}
-  found = [np.full(column.shape, -1, np.int32) for column in columns]
+  found = [np.empty(column.shape, np.int32) for column in columns]
+  numbers = np.full(len(block.answers) + 1, -1, np.int32)  # -1 stays -1
   for row, row_id in enumerate(block.rows.tolist()):
     said = np.concatenate([column[:, row] for column in columns])
-    given = dict.fromkeys(i for i in said.tolist() if i >= 0)
+    given = [i for i in dict.fromkeys(said.tolist()) if i >= 0]
     words = [block.answers[i] for i in given]
-    ids = dict(zip(given, task.group(words, by_id[row_id]), strict=True))
+    numbers[given] = task.group(words, by_id[row_id])
     for classes, column in zip(found, columns, strict=True):
-      classes[:, row] = [ids.get(i, -1) for i in column[:, row].tolist()]
+      classes[:, row] = numbers[column[:, row]]
   return found
 
 
