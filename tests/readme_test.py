@@ -14,6 +14,7 @@ from thicket.arguments import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from experiments.batching import __main__ as batching  # noqa: E402
 from experiments.controls import __main__ as controls  # noqa: E402
 from experiments.families import __main__ as families  # noqa: E402
 from experiments.signals import __main__ as signals  # noqa: E402
@@ -90,6 +91,12 @@ def test_the_families_are_those_of_the_experiment():
   for group in families.GROUPS:
     scores = found['groups'][group.name].get('scores', [])
     assert len(scores) == found['members']
+
+
+def test_the_batches_are_those_of_the_experiment():
+  folder = ROOT / 'experiments' / 'batching'
+  found = json.loads((folder / 'results' / 'cpu.json').read_text('utf-8'))
+  assert batching.markdown(found) in (folder / 'README.md').read_text('utf-8')
 
 
 def test_the_speeds_are_those_of_the_experiment():
