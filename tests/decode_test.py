@@ -237,7 +237,7 @@ def test_bfloat16_members():
       tokens.append(token)
 
 
-# Vocabularies that are and are not whole vectors, one over among them.
+# Vocabularies of one block, of few and of many.
 @pytest.mark.parametrize(
   'shape', [(V,), (4, V), (8, 128), (2, 8, 384), (8, 300), (64, 129)]
 )
