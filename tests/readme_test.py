@@ -14,6 +14,7 @@ from thicket.arguments import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from experiments.accelerator import __main__ as accelerator  # noqa: E402
 from experiments.batching import __main__ as batching  # noqa: E402
 from experiments.controls import __main__ as controls  # noqa: E402
 from experiments.families import __main__ as families  # noqa: E402
@@ -105,6 +106,16 @@ def test_the_speeds_are_those_of_the_experiment():
   assert throughput.markdown(found['found']) in (
     folder / 'README.md'
   ).read_text('utf-8')
+
+
+def test_the_costs_are_those_of_the_accelerator():
+  folder = ROOT / 'experiments' / 'accelerator'
+  text = (folder / 'README.md').read_text('utf-8')
+  results = sorted((folder / 'results').glob('*.json'))
+  assert len(results) == 2
+  for path in results:
+    found = json.loads(path.read_text('utf-8'))['found']
+    assert accelerator.markdown(found) in text
 
 
 def test_the_race_replays_on_the_rewards_of_the_experiment():

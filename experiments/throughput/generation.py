@@ -120,6 +120,7 @@ class Setting:
     """
     self.prompts = Prompts(model, rows, tokens)
     self.members, self.rows = members, rows
+    self._num_steps = tokens - 1
     vocab = model.decoder.config.vocab_size
     # State 0 never leads to the accepting state: no row stops before the limit.
     table = np.stack([np.zeros(vocab, np.int32), np.ones(vocab, np.int32)])
@@ -128,7 +129,7 @@ class Setting:
       model.decoder,
       mesh=sharding.make_mesh(jax.devices()[:1]),
       in_axes=in_axes,
-      dtype=jnp.float32,
+      dtype=jax.tree.leaves(model.params)[0].dtype,
     )
     batch = self.prompts.batch
     idle = batch._replace(live=np.zeros_like(batch.live))
@@ -154,7 +155,7 @@ class Setting:
     """One measurement; compile first by calling it once."""
     prefill = seconds(lambda: self.answer(weights, live=False))
     longer = seconds(lambda: self.answer(weights))
-    return Timed(prefill, (longer - prefill) / STEPS)
+    return Timed(prefill, (longer - prefill) / self._num_steps)
 
   def prefill_tokens(self) -> int:
     """Tokens that prefill takes through the layers, padding included."""
