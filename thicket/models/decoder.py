@@ -32,7 +32,7 @@ import numpy as np
 
 from thicket import trees
 from thicket.models.decoder_config import DecoderConfig
-from thicket.models.layers import Embed, Linear, RMSNorm
+from thicket.models.layers import Embed, Linear, RMSNorm, precision
 
 
 class KeyValue(NamedTuple):
@@ -127,6 +127,7 @@ def attend(
       'bkqh,khp->bkqp' if keys.ndim == 3 else 'bkqh,bkhp->bkqp',
       query,
       keys,
+      precision=precision(query),
       preferred_element_type=jnp.float32,
     )
     if mask is None:
@@ -151,6 +152,7 @@ def attend(
       'bkqp,kph->bkqh' if stretch.value.ndim == 3 else 'bkqp,bkph->bkqh',
       part.astype(query.dtype),
       stretch.value,
+      precision=precision(query),
       preferred_element_type=jnp.float32,
     )
     for part, (stretch, _) in zip(parts, stretches, strict=True)
