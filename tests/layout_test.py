@@ -68,6 +68,8 @@ LEVELS = {
   'digits': 3,
   'pretrain': 0,
   'data': 3,
+  'data.rows': 3,
+  'data.sources': 3,
   'decode': 4,
   'batching': 4,
   'population': 5,
