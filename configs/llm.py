@@ -31,6 +31,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.task.prompt_template = config_dict.placeholder(str)
   config.task.path = config_dict.placeholder(str)  # e.g. of a JSONL file
   config.task.source = config_dict.placeholder(str)  # e.g. tfds:NAME
+  # Of your own rows (task jsonl): exact, numeric, contains, MODULE:FUNCTION.
+  config.task.reward = config_dict.placeholder(str)
+  config.task.stop = config_dict.placeholder(tuple)  # e.g. ('\n',)
 
   # Disjoint rows; only selection may be chosen on.
   config.data = ml_collections.ConfigDict()

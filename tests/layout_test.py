@@ -46,6 +46,7 @@ LEVELS = {
   'tasks.numbers': 0,
   'tasks.arithmetic': 0,
   'tasks.gsm8k': 0,
+  'tasks.own': 0,
   'judging': 0,
   'sampling': 1,
   'sharding': 1,

@@ -31,6 +31,7 @@ from thicket.population import Population
 from thicket.version import __version__
 
 KEEP_TEXTS = ('none', 'test', 'all')
+_ROWS = ('name', 'path', 'source')  # what config.task says besides settings
 
 
 class ConfigError(ValueError):
@@ -128,8 +129,11 @@ def make_plan(
   """
   if splits is None:
     hub.check_name(config.model.name)
-  template = config.task.prompt_template
-  settings = {} if template is None else {'prompt_template': template}
+  settings = {
+    key: value
+    for key, value in config.task.items()
+    if key not in _ROWS and value is not None
+  }
   task = tasks.make(config.task.name, **settings)
   population = Population(
     config.seed,

@@ -11,10 +11,12 @@ from typing import Any
 from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
 from thicket.tasks.gsm8k import Gsm8k
+from thicket.tasks.own import own
 
 TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
   'gsm8k': Gsm8k,
+  'jsonl': own,
 }
 
 
@@ -25,13 +27,18 @@ def make(name: str, /, **kwargs: Any) -> Task:
     TaskError: no such task or setting (the near names are given), or a
       setting that the task refuses.
   """
-  if name not in TASKS:
-    raise TaskError(_unknown('task', name, TASKS))
-  settings = inspect.signature(TASKS[name]).parameters
+  task = _task(name)
+  settings = inspect.signature(task).parameters
   for setting in kwargs:
     if setting not in settings:
       raise TaskError(_unknown(f'setting of {name}', setting, settings))
-  return TASKS[name](**kwargs)
+  return task(**kwargs)
+
+
+def _task(name: str) -> Callable[..., Task]:
+  if name not in TASKS:
+    raise TaskError(_unknown('task', name, TASKS))
+  return TASKS[name]
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
