@@ -47,7 +47,9 @@ setuptools.setup(
     's3': ['s3fs>=2025.3'],
     # Servers for tests/storage_test.py, which is skipped without them.
     'emulators': ['gcp-storage-emulator>=2026.7', 'moto[server]>=5.1'],
+    # Rows: data sets that are fetched by name, Parquet files, made ones.
     'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8'],
+    'parquet': ['pyarrow>=17'],
     'vision': ['scikit-learn>=1.5'],  # its digits, for configs/vision.py
     'test': [
       'array_record>=0.8',
@@ -57,6 +59,7 @@ setuptools.setup(
       'ml_dtypes>=0.5',
       'nbclient>=0.10',
       'nbformat>=5.10',
+      'pyarrow>=17',
       'pytest>=8.0',
       'pytest-xdist>=3.6',  # two workers: most of the time is compiling
       'scikit-learn>=1.5',

@@ -29,7 +29,8 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config.task = ml_collections.ConfigDict()
   config.task.name = 'arithmetic'
   config.task.prompt_template = config_dict.placeholder(str)
-  config.task.path = config_dict.placeholder(str)  # e.g. of a JSONL file
+  # A file or a folder; else where `python -m thicket.data fetch` keeps it.
+  config.task.path = config_dict.placeholder(str)
   config.task.source = config_dict.placeholder(str)  # e.g. tfds:NAME
   # Of your own rows (task jsonl): exact, numeric, contains, MODULE:FUNCTION.
   config.task.reward = config_dict.placeholder(str)

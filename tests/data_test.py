@@ -143,6 +143,33 @@ def test_one_file_is_cut_by_question(gsm8k, tmp_path):
   assert not set(grown.test) & set(splits.selection + splits.validation)
 
 
+@hypothesis.given(
+  sizes=st.tuples(st.integers(1, 12), st.integers(0, 12), st.integers(1, 12)),
+  seed=st.integers(0, 2**40),
+  num_new=st.integers(1, 60),
+)
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_rows_that_are_added_move_no_other(sizes, seed, num_new):
+  rows = tuple(base.Example(i, f'Row {i}?', str(i)) for i in range(200))
+  _splits = lambda rows: _load(_Listed(rows), sizes, seed=seed)
+  before, after = (
+    {
+      row.question: split
+      for split in data.SPLITS
+      for row in getattr(_splits(some), split)
+    }
+    for some in (rows[: 200 - num_new], rows)
+  )
+  # It may be left out, but then for a new row.
+  old = {row.question for row in rows[: 200 - num_new]}
+  assert all(after.get(x, split) == split for x, split in before.items())
+  for split in data.SPLITS:
+    came = {x for x, where in after.items() if where == split} - set(before)
+    gone = {x for x, where in before.items() if where == split} - set(after)
+    assert len(came) == len(gone)
+    assert not came & old
+
+
 def test_too_few_rows_of_a_file_is_an_error(gsm8k, folder):
   with pytest.raises(
     base.TaskError,
@@ -170,6 +197,38 @@ def test_repeated_questions_are_dropped_and_never_from_test(
     _load(gsm8k, (11, 0, 20), path=folder)
 
 
+def test_which_repeat_is_kept_does_not_depend_on_their_order(
+  gsm8k, folder, caplog
+):
+  rows = _gsm8k_rows('Ana', 10)
+  other = rows[3] | {'answer': '#### 99'}
+  loud = rows[4] | {'question': rows[4]['question'].upper()}
+  loaded = []
+  for order in ([*rows, other, loud], [loud, other, *rows[::-1]]):
+    _write(folder / 'train.jsonl', order)
+    loaded.append(_load(gsm8k, (6, 4, 20), path=folder))
+  assert loaded[0] == loaded[1]
+  assert caplog.text.count(
+    'dropped 2 rows that repeat an earlier question, 1 with another answer'
+  ) == 2  # fmt: skip
+
+
+def test_source_holds_the_meta_of_rows(folder):
+  task = tasks.make('jsonl')
+
+  def source(**more):
+    rows = _gsm8k_rows('Ana', 20)
+    rows[7] |= more
+    _write(folder / 'train.jsonl', rows)
+    return _load(task, (1, 0, 1), path=folder).source
+
+  given = [source(), source(unit='m'), source(unit='s'), source(tests=['m'])]
+  assert len(set(given)) == len(given)
+  assert source(a=1, b=2) == source(b=2, a=1) != source(a=2, b=1)
+  with pytest.raises(base.TaskError, match=r'meta=.*is not JSON'):
+    source(x=float('nan'))
+
+
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
@@ -191,11 +250,13 @@ def test_a_malformed_line_is_named_by_its_number(
     _load(gsm8k, (1, 0, 1), path=path)
 
 
-def test_sources_that_do_not_fit_are_refused(gsm8k, tmp_path):
+def test_sources_that_do_not_fit_are_refused(gsm8k, tmp_path, monkeypatch):
+  monkeypatch.setenv('THICKET_CACHE', str(tmp_path / 'nothing'))
   arithmetic = tasks.make('arithmetic')
   for task, kwargs, message in [
-    (gsm8k, {}, 'gsm8k needs rows: set path'),
-    (gsm8k, {'path': tmp_path / 'no'}, 'is no file and no folder with'),
+    (gsm8k, {}, 'gsm8k has not been fetched into'),
+    (tasks.make('jsonl'), {}, 'jsonl needs rows: set task.path'),
+    (gsm8k, {'path': tmp_path / 'no'}, 'is no file, and no folder with'),
     (gsm8k, {'path': tmp_path}, 'gsm8k_train.jsonl'),
     (gsm8k, {'source': 'generated'}, 'needs a task that generates'),
     (gsm8k, {'source': 'csv', 'path': tmp_path}, "source='csv': must be"),

@@ -121,7 +121,7 @@ def test_a_summary_is_json(built):
   assert again == json.loads(json.dumps(found))
   assert set(found) == {
     'run', 'selection', 'selected', 'tested', 'choices', 'test', 'curves',
-    'quality', 'repairs', 'verdict', 'missing',
+    'quality', 'repairs', 'near_duplicates', 'verdict', 'missing',
   }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from thicket import conclusions, estimates, metrics, race
 from thicket.analysis import curves
 from thicket.analysis.repairs import repairs
 from thicket.comparison import Comparison, System
+from thicket.data import overlap
 from thicket.estimates import accuracy, difference, rate
 from thicket.panel import of_members
 from thicket.plan import Plan
@@ -54,6 +55,7 @@ def build(answers: Answers, plan: Plan, compared: Comparison) -> Summary:
     'repairs': repairs(
       plan.splits.test, compared.base, compared.ensemble, vote
     ),
+    'near_duplicates': overlap.summary(plan.splits),
     'missing': compared.missing,
   }
   summary['verdict'] = conclusions.verdict(plan, compared, summary)

@@ -7,8 +7,11 @@ larger split begins with the rows of the smaller one, and asking for more of
 one never moves another. Too few rows is an error: the code released with
 Neural Thickets (arXiv 2603.12228) tests on its selection rows in that case.
 
-Rows are known by their question, not by their place in a file, so that JSONL
-and TFDS copies of a data set give the same row ids, splits and source hash.
+Rows are known by their question, not by their place in a file, so that JSONL,
+Parquet and TFDS copies of a data set give the same row ids, splits and source
+hash. And rows that are added move no other: at the same sizes and seed, a new
+row may take the place of one that is then left out, but none changes from one
+split to another.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from absl import logging
 
-from thicket.data import sources
+from thicket.data import overlap, sources
 from thicket.data.rows import (
   SPLITS,
   canonical,
@@ -29,6 +32,7 @@ from thicket.data.rows import (
   digest,
   examples_from_json,
   examples_to_json,
+  json_meta,
   without_repeats,
 )
 from thicket.tasks import base
@@ -56,8 +60,8 @@ def load(
 ) -> base.Splits:
   """Reads a task's rows and cuts them into disjoint splits.
 
-  Where the data has no test part of its own (generated rows, one JSONL file),
-  half of the questions are for test, whatever the seed. The rest is put into
+  Where the data has no test part of its own (generated rows, one file), half of
+  the questions are for test, whatever the seed. The rest is put into
   an order drawn with `seed`: selection is taken from its front, validation
   from its back, and test from the front of its own.
 
@@ -67,16 +71,18 @@ def load(
     num_validation: rows to choose anything else on, at least 0.
     num_test: rows to report, at least 1.
     seed: which of the rows are taken, at least 0.
-    path: a JSONL file; or a folder with train.jsonl and test.jsonl, or with
-      the task's name before them (gsm8k_train.jsonl); or TFDS's data folder.
-    source: 'generated', 'jsonl' or 'tfds:NAME'. By default what the task and
+    path: a file (.jsonl, .json for a list, .parquet); or a folder with train
+      and test in one of these formats, or with the task's name before them
+      (gsm8k_train.jsonl); or where `python -m thicket.data fetch` or TFDS keeps
+      data. By default, where the former does.
+    source: 'generated', 'files' or 'tfds:NAME'. By default what the task and
       `path` imply. 'tfds:NAME' may download.
 
   Returns:
     The splits, of exactly the sizes asked for. Their `source` is a SHA-256
-    over the row id, question and gold of all rows but dropped repeats, taken
-    or not, and whether each is for test. Sizes, seed, container and order do
-    not change it.
+    over the row id, question, gold and meta of all rows but dropped repeats,
+    taken or not, and whether each is for test. Sizes, seed, container and order
+    do not change it.
 
   Raises:
     TaskError: a count or seed is out of range, there are too few rows, a file
@@ -116,6 +122,8 @@ def load(
     source=census.digest(),
   )
   check_disjoint(splits)
+  if near := overlap.near_duplicates(splits):
+    logging.warning('%s: %s', task.name, overlap.said(near))
   return splits
 
 
@@ -130,7 +138,10 @@ class _Census:
     self, part: str, rows: Iterable[base.Example]
   ) -> Iterator[base.Example]:
     for row in rows:
-      line = json.dumps([part, row.row_id, row.question, row.gold])
+      told = [part, row.row_id, row.question, row.gold]
+      if row.meta:
+        told.append(json_meta(row, part))
+      line = json.dumps(told, sort_keys=True)
       digest = hashlib.sha256(line.encode()).digest()
       # A sum has no order. Nor has xor, but a row that came twice would vanish.
       self._total = (self._total + int.from_bytes(digest)) % 2**256
@@ -157,7 +168,7 @@ def _read(task, path, source) -> tuple[Rows, Rows]:
   """The rows to choose on and the rows to test on, without overlap."""
   if source is None:
     is_generated = isinstance(task, base.Generated) and path is None
-    source = 'generated' if is_generated else 'jsonl'
+    source = 'generated' if is_generated else 'files'
   if source == 'generated':
     if not isinstance(task, base.Generated) or path is not None:
       raise base.TaskError(
@@ -174,11 +185,11 @@ def _read(task, path, source) -> tuple[Rows, Rows]:
     parts = sources.read_tfds(
       task, source.removeprefix(sources.TFDS_PREFIX), path
     )
-  elif source == 'jsonl':
-    parts = sources.read_folder(task, path)
+  elif source == 'files':
+    parts = sources.read_path(task, path)
   else:
     raise base.TaskError(
-      f"source={source!r}: must be 'generated', 'jsonl' or 'tfds:NAME'"
+      f"source={source!r}: must be 'generated', 'files' or 'tfds:NAME'"
     )
   unique = [without_repeats(rows, where) for where, rows in parts.items()]
   if len(unique) == 1:

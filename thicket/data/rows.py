@@ -50,17 +50,28 @@ def digest(text: str, purpose: str) -> bytes:
 def without_repeats(
   rows: Iterable[base.Example], where: str
 ) -> list[base.Example]:
-  """The first row of each question; how many are dropped is logged."""
-  first: dict[str, base.Example] = {}
-  num_dropped = 0
+  """One row of each question; how many are dropped is logged.
+
+  Which of several is kept depends on what they say, not on their order.
+  """
+  kept: dict[str, base.Example] = {}
+  num_dropped = num_contrary = 0
   for row in rows:
-    is_new = first.setdefault(canonical(row.question), row) is row
-    num_dropped += not is_new
+    other = kept.setdefault(canonical(row.question), row)
+    if other is not row:
+      num_dropped += 1
+      num_contrary += other.gold != row.gold
+      kept[canonical(row.question)] = min(
+        other, row, key=lambda x: (x.question, x.gold)
+      )
   if num_dropped:
     logging.warning(
-      '%s: dropped %d rows that repeat an earlier question', where, num_dropped
+      '%s: dropped %d rows that repeat an earlier question%s',
+      where,
+      num_dropped,
+      f', {num_contrary} with another answer' if num_contrary else '',
     )
-  return list(first.values())
+  return list(kept.values())
 
 
 def check_disjoint(splits: base.Splits) -> None:
@@ -97,7 +108,7 @@ def examples_to_json(splits: base.Splits) -> dict[str, Any]:
         'row_id': row.row_id,
         'question': row.question,
         'gold': row.gold,
-        'meta': _json_meta(row, name),
+        'meta': json_meta(row, name),
       }
       for row in rows
     ]
@@ -124,7 +135,8 @@ def examples_from_json(stored: Mapping[str, Any]) -> base.Splits:
     ) from error
 
 
-def _json_meta(row: base.Example, where: str) -> dict[str, Any]:
+def json_meta(row: base.Example, where: str) -> dict[str, Any]:
+  """A row's meta; raises TaskError where JSON would make another of it."""
   meta = dict(row.meta)
   try:
     stored = json.loads(json.dumps(meta, allow_nan=False))
