@@ -50,6 +50,8 @@ setuptools.setup(
     # Rows: data sets that are fetched by name, Parquet files, made ones.
     'tfds': ['tensorflow-datasets>=4.9.10', 'array_record>=0.8'],
     'parquet': ['pyarrow>=17'],
+    # Exactly this: the rows are what its code makes.
+    'reasoning_gym': ['reasoning-gym==0.1.25'],
     'vision': ['scikit-learn>=1.5'],  # its digits, for configs/vision.py
     'test': [
       'array_record>=0.8',

@@ -35,6 +35,9 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Of your own rows (task jsonl): exact, numeric, contains, MODULE:FUNCTION.
   config.task.reward = config_dict.placeholder(str)
   config.task.stop = config_dict.placeholder(tuple)  # e.g. ('\n',)
+  # Of reasoning_gym:NAME: how many rows are made, and its settings as JSON.
+  config.task.size = config_dict.placeholder(int)
+  config.task.options = config_dict.placeholder(str)
 
   # Disjoint rows; only selection may be chosen on.
   config.data = ml_collections.ConfigDict()

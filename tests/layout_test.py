@@ -47,6 +47,7 @@ LEVELS = {
   'tasks.arithmetic': 0,
   'tasks.gsm8k': 0,
   'tasks.own': 0,
+  'tasks.reasoning_gym': 0,
   'judging': 0,
   'sampling': 1,
   'sharding': 1,
@@ -196,7 +197,7 @@ def test_tests_and_experiments_are_imported_by_nobody():
 @pytest.mark.parametrize(
   ('names', 'allowed'),
   [
-    ('tasks', set()),
+    ('tasks', {'reasoning_gym'}),
     ('judging', {'absl'}),  # workers import it
     ('metrics', {'numpy', 'scipy'}),
     ('recipe', set()),

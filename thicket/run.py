@@ -108,7 +108,8 @@ class Run:
     recipe = make_recipe(config, self.plan, model, self.plan.greedy)
     processes.agree('recipe', recipe_hash(recipe))
     if workdir is None:
-      name = f'{self.plan.task.name}-{model.name}-{recipe_hash(recipe)}'
+      task = self.plan.task.name.replace(':', '-')
+      name = f'{task}-{model.name}-{recipe_hash(recipe)}'
       workdir = os.path.join('runs', name)
     self.workdir = as_path(workdir)
     self._own = self.workdir

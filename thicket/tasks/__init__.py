@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,11 +13,18 @@ from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
 from thicket.tasks.gsm8k import Gsm8k
 from thicket.tasks.own import own
+from thicket.tasks.reasoning_gym import ReasoningGym
 
 TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
   'gsm8k': Gsm8k,
   'jsonl': own,
+}
+
+# Of 'reasoning_gym:NAME' the name goes to the first of these as its first
+# argument.
+FAMILIES: dict[str, Callable[..., Task]] = {
+  'reasoning_gym': ReasoningGym,
 }
 
 
@@ -36,8 +44,12 @@ def make(name: str, /, **kwargs: Any) -> Task:
 
 
 def _task(name: str) -> Callable[..., Task]:
+  family, colon, member = name.partition(':')
+  if colon and family in FAMILIES:
+    return functools.partial(FAMILIES[family], member)
   if name not in TASKS:
-    raise TaskError(_unknown('task', name, TASKS))
+    families = [f'{family}:NAME' for family in FAMILIES]
+    raise TaskError(_unknown('task', name, [*TASKS, *families]))
   return TASKS[name]
 
 
