@@ -14,7 +14,7 @@ from thicket.tasks import base
 def test_each_task_keeps_the_protocol(name):
   task = tasks.make(name)
   assert task.name == name
-  assert task.output_kind == 'text'
+  assert task.output_kind == ('label' if name == 'classify' else 'text')
   low, high = task.reward_range
   assert low < high
   assert all(task.stop_strings)
@@ -27,7 +27,7 @@ def test_each_task_keeps_the_protocol(name):
   ('name', 'kwargs', 'message'),
   [
     ('gms8k', {}, r"unknown task 'gms8k'; did you mean 'gsm8k'\?"),
-    ('chess', {}, "unknown task 'chess'; known: arithmetic, gsm8k"),
+    ('chess', {}, "unknown task 'chess'; known: arithmetic, classify, gsm8k"),
     ('gsm8k', {'max_tokens': 1}, "did you mean 'max_new_tokens'"),
     ('gsm8k', {'name': 'x'}, "unknown setting of gsm8k 'name'"),
     ('gsm8k', {'max_new_tokens': 0}, 'max_new_tokens=0'),

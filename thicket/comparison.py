@@ -111,6 +111,7 @@ def compare(answers: Answers, plan: Plan, found: Ranking) -> Comparison:
     story.show_self_consistency,
     story.show_unselected,
     story.show_same_sigma,
+    story.show_majority,
     story.show_prompts,
     story.show_populations,
     story.show_validation,
@@ -210,6 +211,21 @@ class _Story:
     name = f'of sigma {population.sigma(same[:1])[0]:g}'
     # Which sigma wins is known only after the search.
     self._add_random('same-sigma', name, same, self.found.cost)
+
+  def show_majority(self) -> None:
+    """The commonest class on selection for every question, without a model."""
+    task, splits = self.plan.task, self.plan.splits
+    if task.output_kind != 'label':
+      return
+    known = [example.gold for example in splits.selection]
+    label = max(task.labels, key=known.count)  # the first among equals
+    hits = [task.is_correct(label, example) for example in splits.test]
+    right = np.array(hits, np.float64)
+    self.told.systems.append(
+      System(
+        'majority', f'always {label}', 'control', 0, 0.0, Cost(), right, right
+      )
+    )
 
   def show_prompts(self) -> None:
     """The prompt that is best on selection, without any search in weights."""

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from thicket import decode, sharding, trees
+from thicket import decode, labels, processes, sharding, trees
 from thicket.models.decoder import Decoder
 
 Tree = Any
@@ -61,23 +61,15 @@ class Engine:
   def prefill(self, weights: Tree, prefix: Sequence[int]) -> Tree:
     """Keys and values of a shared prefix, maybe empty, for `generate`."""
     prefix = np.asarray(prefix, np.int32)
-    shard = functools.partial(
-      jax.shard_map,
-      mesh=self._mesh,
-      in_specs=(self._weight_specs, PartitionSpec()),
-      out_specs=_MEMBERS,
-      axis_names=sharding.manual_axes(self._mesh),
-    )
     fn = functools.partial(decode.prefill_prefix, self._model)
     local = lambda weights, prefix: fn(weights, self._in_axes, prefix)
+    sharded = self._over_members(local, self._weight_specs, PartitionSpec())
     # A frozen array has no members axis; at least one array moves.
     axes = jax.tree.leaves(self._in_axes, is_leaf=lambda axis: axis is None)
     mapped = axes.index(0)
     members = jax.tree.leaves(weights)[mapped].shape[0]
     sizes = {'members': members, 'tokens': len(prefix)}
-    return self._call(
-      'the prefix', None, sizes, shard(local), (), weights, prefix
-    )
+    return self._call('the prefix', None, sizes, sharded, (), weights, prefix)
 
   def generate(
     self,
@@ -134,12 +126,8 @@ class Engine:
       )
 
     replicated = PartitionSpec()
-    sharded = jax.shard_map(
-      local,
-      mesh=self._mesh,
-      in_specs=(self._weight_specs, *[_MEMBERS] * 3, replicated, _MEMBERS),
-      out_specs=_MEMBERS,
-      axis_names=sharding.manual_axes(self._mesh),
+    sharded = self._over_members(
+      local, self._weight_specs, *[_MEMBERS] * 3, replicated, _MEMBERS
     )
     caches, self._caches = self._caches[1], None
     sizes = dict(zip(('members', 'prompts', 'slots'), shape, strict=True))
@@ -149,6 +137,76 @@ class Engine:
     )  # fmt: skip
     self._caches = shape, caches
     return generated
+
+  def empty_scores(self, asked: labels.Labels, weights: Tree) -> Any:
+    """What `score` takes off, [M, C]; None without a content-free prompt."""
+    if not asked.empty:
+      return None
+
+    def local(weights):
+      return labels.empty_scores(self._model, asked, weights, self._in_axes)
+
+    sharded = self._over_members(local, self._weight_specs)
+    sizes = {'labels': len(asked.tokens)}
+    return self._call('the empty prompt', asked, sizes, sharded, (), weights)
+
+  def score(
+    self,
+    asked: labels.Labels,
+    weights: Tree,
+    prefix: Tree,
+    empty: Any,
+    prompts: decode.Prompts,
+  ) -> jax.Array:
+    """Dispatches a batch; gives the logs of labels' shares, [M, B, C].
+
+    Args:
+      asked: the labels.
+      weights: of M members.
+      prefix: what `prefill` gave for these weights.
+      empty: what `empty_scores` gave for them.
+      prompts: B rows of one bucket.
+    """
+
+    def local(weights, prefix, empty, prompts):
+      return labels.log_shares(
+        self._model, asked, weights, self._in_axes, prefix, empty, prompts
+      )
+
+    sharded = self._over_members(
+      local, self._weight_specs, _MEMBERS, _MEMBERS, PartitionSpec()
+    )
+    rows, size = prompts.tokens.shape
+    sizes = {'prompts': rows, 'slots': size, 'labels': len(asked.tokens)}
+    return self._call(
+      'scoring', asked, sizes, sharded, (), weights, prefix, empty, prompts
+    )
+
+  def choose(
+    self,
+    asked: labels.Labels,
+    logs: jax.Array,
+    member_ids: jax.Array,
+    draws: jax.Array,
+    rows: jax.Array,
+  ) -> labels.Scored:
+    """Dispatches the choice of labels by what `score` gave."""
+    sharded = self._over_members(
+      functools.partial(labels.choose, asked), *[_MEMBERS] * 3, PartitionSpec()
+    )
+    sizes = {'prompts': len(rows), 'labels': len(asked.tokens)}
+    return self._call(
+      'the choice', asked, sizes, sharded, (), logs, member_ids, draws, rows
+    )
+
+  def _over_members(self, fn, *specs):
+    return jax.shard_map(
+      fn,
+      mesh=self._mesh,
+      in_specs=specs,
+      out_specs=_MEMBERS,
+      axis_names=sharding.manual_axes(self._mesh),
+    )
 
   def _call(self, name, rule, sizes, fn, donated, *args):
     """Runs the program of that name and sizes, compiled at its first call."""
@@ -183,21 +241,56 @@ _MEMBERS = PartitionSpec(sharding.MEMBERS)
 
 def answer_all(
   engine: Engine,
-  decoding: decode.Decoding,
+  decoding: decode.Decoding | labels.Labels,
   prefix: Sequence[int],
   batches: Sequence[decode.Prompts],
 ) -> Any:
   """A `population.Step` that answers all batches with the members given.
 
-  The results are a tuple of `decode.Generated`, one for each batch.
+  The results are a tuple of `decode.Generated`, one for each batch; or of
+  `labels.Scored`.
   """
   batches = [jax.tree.map(jnp.asarray, batch) for batch in batches]
+  if isinstance(decoding, labels.Labels):
+    return _score_all(engine, decoding, prefix, batches)
 
   def step(weights: Tree, member_ids: jax.Array, draws: jax.Array) -> tuple:
     before = engine.prefill(weights, prefix)
     return tuple(
       engine.generate(decoding, weights, member_ids, draws, before, batch)
       for batch in batches
+    )
+
+  return step
+
+
+def _score_all(
+  engine: Engine,
+  asked: labels.Labels,
+  prefix: Sequence[int],
+  batches: Sequence[decode.Prompts],
+) -> Any:
+  """As `answer_all`. All draws of a member are drawn from one forward pass."""
+  held: tuple[bytes, list[jax.Array]] | None = None
+
+  def step(weights: Tree, member_ids: jax.Array, draws: jax.Array) -> tuple:
+    nonlocal held
+    # With several processes, none knows whether the others' members are new.
+    known = np.asarray(member_ids).tobytes() if processes.count() == 1 else None
+    if held is None or known is None or held[0] != known:
+      held = None  # freed before there are more
+      before = engine.prefill(weights, prefix)
+      empty = engine.empty_scores(asked, weights)
+      held = (
+        known,
+        [
+          engine.score(asked, weights, before, empty, batch)
+          for batch in batches
+        ],
+      )
+    return tuple(
+      engine.choose(asked, logs, member_ids, draws, batch.row)
+      for logs, batch in zip(held[1], batches, strict=True)
     )
 
   return step

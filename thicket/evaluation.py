@@ -235,7 +235,7 @@ class Judge:
     known = self._judge(asked, [key for row in said for key in row])
     row_ids = questions.row_ids[which]
     return [
-      _block(
+      block(
         int(member_ids[i]),
         int(draws[i]),
         row_ids,
@@ -275,7 +275,7 @@ class Judge:
     return truncate(text, self._task.stop_strings)
 
 
-def _block(
+def block(
   member: int,
   draw: int,
   row_ids: np.ndarray,

@@ -32,6 +32,7 @@ from thicket import (
   perturb,
   processes,
   ranking,
+  reading,
   report,
   sampling,
   sharding,
@@ -147,7 +148,7 @@ class Run:
     self._work = Work(
       self._engine,
       self._members,
-      evaluation.Judge(
+      reading.judge(
         self.plan.task, model.tokenizer, config.run.judge_processes
       ),
       self.plan.population,
@@ -321,7 +322,7 @@ class Run:
       self._open(condition.folder, recipe),
       questions,
       prefix,
-      evaluation.decoding(
+      reading.decoding(
         task,
         model.tokenizer,
         vocab_size=model.decoder.config.vocab_size,

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from thicket import tabular
 from thicket.data import published
 from thicket.data.rows import parse
 from thicket.tasks import base
@@ -241,4 +242,5 @@ _READERS: dict[str, Callable[[pathlib.Path], Placed]] = {
   '.jsonl': _jsonl,
   '.json': _json,
   '.parquet': _parquet,
+  '.tsv': tabular.rows,
 }

@@ -241,6 +241,8 @@ class Decoder(nn.Module):
     context: Context = Context(),  # noqa: B008 (an immutable tuple of None)
     *,
     all_logits: bool = False,
+    sees: np.ndarray | None = None,
+    vocabulary: np.ndarray | None = None,
   ) -> tuple[jax.Array, list[KeyValue]]:
     """One forward pass.
 
@@ -251,6 +253,9 @@ class Decoder(nn.Module):
       mask: bool [B, T], false where a token is padding on the left.
       context: earlier tokens; see `Context`.
       all_logits: logits of all T positions rather than of the last.
+      sees: bool [T, T], which of the tokens at hand each sees; by default
+        itself and those before it.
+      vocabulary: int [C], the tokens to compute logits of; by default all V.
 
     Returns:
       float32 logits [B, V], or [B, T, V]; and a `KeyValue` for each layer.
@@ -261,9 +266,9 @@ class Decoder(nn.Module):
     embed = Embed(c.vocab_size, c.d_model, name='embed')
     x = embed(tokens)
     angles = rope_angles(positions, c.head_dim, c.rope_base)
-    causal = np.tril(np.ones((T, T), bool))[None]
+    sees = np.tril(np.ones((T, T), bool)) if sees is None else sees
     # A padded query sees itself, so that its row of weights is not 0 / 0.
-    fresh_mask = causal & (mask[:, None, :] | np.eye(T, dtype=bool)[None])
+    fresh_mask = sees[None] & (mask[:, None, :] | np.eye(T, dtype=bool)[None])
     fresh = []
     for i in range(c.num_layers):
       x, kv = Layer(c, self.fused, name=f'layer_{i}')(
@@ -278,9 +283,9 @@ class Decoder(nn.Module):
     x = x if all_logits else x[:, :, -1]
     x = RMSNorm(c.norm_eps, name='final_norm')(x)
     if c.tie_head:
-      logits = embed.logits(x)
+      logits = embed.logits(x, vocabulary)
     else:
-      logits = Linear(c.vocab_size, jnp.float32, name='head')(x)
+      logits = Linear(c.vocab_size, jnp.float32, name='head')(x, vocabulary)
     return jnp.moveaxis(logits, 0, -1), fresh
 
 

@@ -137,6 +137,18 @@ def _of_members(
   return jnp.moveaxis(base + move, 1, 0), True
 
 
+def _at(
+  rows: np.ndarray | None, weight: jax.Array, noise: Factors | None
+) -> tuple[jax.Array, Factors | None]:
+  """Some rows of a weight of one tensor and of its noise; None is all."""
+  if rows is None:
+    return weight, noise
+  if noise is not None:
+    outward = jnp.take(noise.outward, rows, axis=0)
+    noise = Factors(outward, noise.inward, (len(rows),))
+  return jnp.take(weight, rows, axis=0), noise
+
+
 class Linear(nn.Module):
   """A product with a kernel (out, in), without a bias."""
 
@@ -144,11 +156,12 @@ class Linear(nn.Module):
   dtype: Any = None  # of the result; None takes that of the input
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [D, ...] to [E, ...]."""
+  def __call__(self, x: jax.Array, rows: np.ndarray | None = None) -> jax.Array:
+    """Maps [D, ...] to [E, ...], or to some rows of it."""
     init = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
     kernel = self.param('kernel', init, (self.features, x.shape[0]))
     noise = self.get_variable('noise', 'kernel', None)
+    kernel, noise = _at(rows, kernel, noise)
     return product(kernel, x, self.dtype, noise)
 
 
@@ -182,10 +195,11 @@ class Embed(nn.Module):
       read = (read.astype(jnp.float32) + move).astype(read.dtype)
     return jnp.moveaxis(read, -1, 0)
 
-  def logits(self, x: jax.Array) -> jax.Array:
-    """Maps [D, ...] to float32 [V, ...]."""
+  def logits(self, x: jax.Array, rows: np.ndarray | None = None) -> jax.Array:
+    """Maps [D, ...] to float32 [V, ...], or to some rows of it."""
     noise = self.get_variable('noise', 'embedding', None)
-    return product(self.embedding, x, jnp.float32, noise)
+    table, noise = _at(rows, self.embedding, noise)
+    return product(table, x, jnp.float32, noise)
 
 
 class RMSNorm(nn.Module):

@@ -11,12 +11,14 @@ from typing import Any
 
 from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
+from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
 from thicket.tasks.own import own
 from thicket.tasks.reasoning_gym import ReasoningGym
 
 TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
+  'classify': Classify,
   'gsm8k': Gsm8k,
   'jsonl': own,
 }

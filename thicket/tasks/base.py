@@ -190,15 +190,15 @@ def judge_answer(task: Task, answer: str | None, example: Example) -> Judgement:
   )
 
 
-def check_settings(task: Task) -> None:
+def check_settings(task: Task, placeholder: str = PLACEHOLDER) -> None:
   """Raises TaskError where a setting that users may change makes no sense."""
   templates = {'prompt_template': task.prompt_template}
   for i, template in enumerate(task.prompt_templates):
     templates[f'prompt_templates[{i}]'] = template
   for name, template in templates.items():
-    if template.count(PLACEHOLDER) != 1:
+    if template.count(placeholder) != 1:
       raise TaskError(
-        f'{task.name}: {name}={template!r} must hold {PLACEHOLDER} once'
+        f'{task.name}: {name}={template!r} must hold {placeholder} once'
       )
   if task.max_new_tokens < 1:
     raise TaskError(
