@@ -33,6 +33,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ _MEMO = 4096  # outcomes; a judging asks several times for each
 _START_S = 60
 _SLACK_S = 30  # for the other process to answer, beyond the limit of time
 _MOST_BYTES = 1 << 16  # of a verdict
+_GONE = 'Ended: the program ended'  # what the tests see of that
 
 _BOOT = """
 import sys
@@ -85,8 +87,8 @@ class Job:
   tests: str
   names: tuple[str, ...]
   context: str = ''
-  cpu_s: int = 3
-  wall_s: float = 20.0
+  cpu_s: int = 5
+  wall_s: float = 30.0
   memory_bytes: int = 1 << 29
 
 
@@ -110,8 +112,9 @@ class Outcome:
 def run(job: Job) -> Outcome:
   """The outcome of a job, by this process's own sandbox; remembered.
 
-  The verdict on a program does not depend on earlier ones, nor on chance:
-  `random` is seeded, and so is the order of sets.
+  The outcome does not depend on earlier programs, nor on chance: `random` is
+  seeded, and so is the order of sets. Near a limit of time it does depend on
+  the machine.
 
   Raises:
     SandboxError: programs cannot be confined here.
@@ -204,13 +207,13 @@ class Sandbox:
     request = {name: getattr(job, name) for name in limits}
     with contextlib.ExitStack() as stack:
       pairs = [socket.socketpair() for _ in range(2)]
-      ours = [stack.enter_context(pair[0]) for pair in pairs]
-      theirs = [pair[1] for pair in pairs]
+      ours, theirs = zip(*pairs, strict=True)
+      for end in (*ours, *theirs):
+        stack.enter_context(end)
       for end in (self._control, *ours):
         end.settimeout(job.wall_s + _SLACK_S)
-      socket.send_fds(
-        self._control, [json.dumps(request).encode()], [*map(_fd, theirs)]
-      )
+      message = json.dumps(request).encode()
+      socket.send_fds(self._control, [message], [x.fileno() for x in theirs])
       for end in theirs:
         end.close()
       _tell(ours[0], list(job.sources))
@@ -228,10 +231,6 @@ class Sandbox:
     return _outcome(job, said, json.loads(report))
 
 
-def _fd(end: socket.socket) -> int:
-  return end.fileno()
-
-
 def _tell(end: socket.socket, message: object) -> None:
   # A process that is dead already is seen by what it does not answer.
   with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -240,14 +239,19 @@ def _tell(end: socket.socket, message: object) -> None:
 
 
 def _outcome(job: Job, said: bytes, report: Mapping[str, float]) -> Outcome:
-  if not said and report['tests_exit'] >= 0:
+  if not said:
     raise SandboxError('the process of the tests did not get to run them')
-  verdict = json.loads(said) if said else {'passed': False, 'behaviour': ''}
+  verdict = {'passed': False, 'behaviour': ''}
+  if said.strip():
+    verdict = json.loads(said)
   if 'error' in verdict:
     raise SandboxError(verdict['error'])
   reason = verdict.get('reason', 'its answers were too much for the tests')
-  if not verdict['passed'] and report['cpu_s'] > job.cpu_s - 0.1:
-    reason = f'more than {job.cpu_s} s of CPU time'
+  if verdict['passed']:
+    reason = ''
   elif report['is_late']:
     reason = f'not done after {job.wall_s:g} s'
+  elif reason == _GONE and report['program_exit'] == -signal.SIGKILL:
+    # The CPU time told at the end is counted otherwise than the limit's.
+    reason = f'killed by the kernel, as after {job.cpu_s} s of CPU time'
   return Outcome(verdict['passed'], verdict['behaviour'], reason)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import operator
 import os
 import platform
 import resource
@@ -49,7 +51,7 @@ _CALLS = {
   'dup2': (33, None), 'pause': (34, None), 'nanosleep': (35, 101),
   'getitimer': (36, 102), 'alarm': (37, None), 'setitimer': (38, 103),
   'getpid': (39, 172), 'exit': (60, 93), 'kill': (62, 129), 'uname': (63, 160),
-  'fcntl': (72, 25), 'getcwd': (79, 17), 'readlink': (89, None),
+  'getcwd': (79, 17), 'readlink': (89, None),
   'gettimeofday': (96, 169), 'getrlimit': (97, 163), 'getrusage': (98, 165),
   'sysinfo': (99, 179), 'times': (100, 153), 'getuid': (102, 174),
   'getgid': (104, 176), 'geteuid': (107, 175), 'getegid': (108, 177),
@@ -97,7 +99,7 @@ def grant(process: int) -> None:
   Raises:
     Denied: this process may not be mapped so.
   """
-  uid, gid = (NOBODY, NOBODY) if os.geteuid() == 0 else _own()
+  uid, gid = _user()
   for name, text in {
     'setgroups': 'deny',
     'uid_map': f'{uid} {uid} 1',
@@ -123,30 +125,33 @@ def enter(parent: socket.socket, folders: Sequence[str]) -> None:
   Raises:
     Denied: the kernel refused a step, which is named.
   """
-  uid, gid = (NOBODY, NOBODY) if os.geteuid() == 0 else _own()
-  if os.geteuid() == 0:
-    os.setgroups([])
-  flags = 0
-  for flag in _NAMESPACES.values():
-    flags |= flag
+  uid, gid = _user()
+  if uid == NOBODY:
+    try:
+      os.setgroups([])
+    except OSError as error:
+      raise Denied(f'to leave the groups of root: {error}') from error
+  flags = functools.reduce(operator.or_, _NAMESPACES.values())
   _call('unshare', flags, what=f'new namespaces ({", ".join(_NAMESPACES)})')
   # Opened while we are who we were: folders of root may be closed to nobody.
   shown = {path: os.open(path, os.O_PATH) for path in folders}
   parent.send(b'grant')
   if not parent.recv(1):
     os._exit(1)
-  os.setresgid(gid, gid, gid)
-  os.setresuid(uid, uid, uid)
   try:
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
     _new_root(shown)
   except OSError as error:
-    raise Denied(f'a root of its own: {error}') from error
+    raise Denied(f'another user with a root of its own: {error}') from error
   for fd in shown.values():
     os.close(fd)
   socket.sethostname('sandbox')
 
 
-def _own() -> tuple[int, int]:
+def _user() -> tuple[int, int]:
+  if os.geteuid() == 0:
+    return NOBODY, NOBODY
   return os.geteuid(), os.getegid()
 
 
@@ -184,6 +189,7 @@ def drop(memory_bytes: int, cpu_s: int) -> None:
   Raises:
     Denied: the kernel refused a step, which is named.
   """
+  os.setsid()  # signals to a process group cross namespaces
   limits = {
     resource.RLIMIT_AS: memory_bytes,
     resource.RLIMIT_CPU: cpu_s,

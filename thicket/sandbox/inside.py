@@ -36,14 +36,14 @@ class Pipe:
     self._fd = fd
 
   def send(self, message: Any) -> None:
-    """Raises Ended where nobody listens."""
+    """Raises Ended where nobody reads any more."""
     data = json.dumps(message).encode()
     data = len(data).to_bytes(8, 'little') + data
     try:
       while data:
         data = data[os.write(self._fd, data) :]
     except OSError as error:
-      raise Ended('nobody listens') from error
+      raise Ended('the program ended') from error
 
   def receive(self) -> Any:
     """Raises Ended at the end, and for what is not a message."""
@@ -61,7 +61,7 @@ class Pipe:
       try:
         piece = os.read(self._fd, min(size - len(data), 1 << 16))
       except OSError as error:
-        raise Ended('cannot be read') from error
+        raise Ended('the program ended') from error
       if not piece:
         raise Ended('the program ended')
       data += piece
@@ -77,10 +77,7 @@ def read_all(fd: int) -> Any:
 
 
 def _shown(error: BaseException) -> str:
-  try:
-    return f'{type(error).__name__}: {error}'[:_SHOWN_CHARS]
-  except Exception:  # a __str__ of the program's own
-    return type(error).__name__
+  return f'{type(error).__name__}: {error}'[:_SHOWN_CHARS]
 
 
 # The process of the program.
@@ -88,7 +85,6 @@ def _shown(error: BaseException) -> str:
 
 def serve(sources: list[str], pipe: Pipe) -> None:
   """Runs a program, then does what its tests ask until they end."""
-  pipe.send('here')  # all is confined, and nothing has run
   random.seed(0)
   # Named, and not '__main__': demonstrations at the end are not run.
   module = types.ModuleType('program')
@@ -116,8 +112,15 @@ def serve(sources: list[str], pipe: Pipe) -> None:
       value = _OPERATIONS[operation](vars(module), *given)
       answer = ['value', values.encode(value, refer)]
     except BaseException as error:
-      answer = ['raise', type(error).__name__, _shown(error)]
+      answer = ['raise', type(error).__name__, _words(error)]
     pipe.send(answer)
+
+
+def _words(error: BaseException) -> str:
+  try:
+    return f'{error}'[:_SHOWN_CHARS]
+  except BaseException:  # a __str__ of the program's own
+    return ''
 
 
 def _keep(held: list[Any], value: Any) -> int:
@@ -225,7 +228,7 @@ def _raised(kind: str, text: str) -> Exception:
   if isinstance(made, type) and issubclass(made, Exception):
     with contextlib.suppress(TypeError):  # some take more than a text
       return made(text)
-  return ProgramError(text)
+  return ProgramError(f'{kind}: {text}')
 
 
 def _number_of(value: Any) -> list:

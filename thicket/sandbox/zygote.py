@@ -130,13 +130,10 @@ def _run(
   os.kill(program, signal.SIGKILL)
   if is_late and not _wait(tests, control, _GRACE_S):
     os.kill(tests, signal.SIGKILL)
-  _, status = os.waitpid(tests, 0)
-  _, _, usage = os.wait4(program, 0)
-  return {
-    'is_late': is_late,
-    'cpu_s': usage.ru_utime + usage.ru_stime,
-    'tests_exit': os.waitstatus_to_exitcode(status),
-  }
+  os.waitpid(tests, 0)
+  _, status = os.waitpid(program, 0)
+  code = os.waitstatus_to_exitcode(status)
+  return {'is_late': is_late, 'program_exit': code}
 
 
 def _child(
@@ -158,12 +155,14 @@ def _child(
 
 
 def _program(job: int, pipe: inside.Pipe) -> None:
+  pipe.send('here')  # confined, and nothing has run
   sources = inside.read_all(job)
   os.close(job)
   inside.serve(sources, pipe)
 
 
 def _tests(job: int, pipe: inside.Pipe) -> None:
+  os.write(job, b' ')  # as above; JSON does not mind
   verdict = inside.check(inside.read_all(job), pipe)
   data = json.dumps(verdict).encode()
   while data:

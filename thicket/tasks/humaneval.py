@@ -35,8 +35,8 @@ class HumanEval(code.Coded):
     'function, and the imports it needs, in one fenced block that starts with '
     '```python and ends with ```.',
     'Write the body of the following function so that it does what its '
-    'docstring says. Give all of the code between <answer> and </answer>.\n\n'
-    '{question}',
+    'docstring says. Put the code, and nothing else, in tags: </answer> ends '
+    'what <answer> starts.\n\n{question}',
   )
 
   prompt_template: str = prompt_templates[0]

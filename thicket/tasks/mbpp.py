@@ -36,7 +36,8 @@ class Mbpp(code.Coded):
     'starts with ```python and ends with ```.',
     # What the paper asks for, in other words: its text is not at hand.
     'You write Python programs that are correct and complete.\n\n{question}'
-    '\n\nPut nothing but the code between <answer> and </answer>.',
+    '\n\nPut the code, and nothing else, in tags: </answer> ends what <answer> '
+    'starts.',
   )
 
   prompt_template: str = prompt_templates[0]
