@@ -5,6 +5,7 @@ Most ask a program `f()` for what an attempt gave, so that a test sees the very
 refusal, and not only that nothing happened.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -162,6 +163,29 @@ def test_a_program_has_no_rights_and_no_name(box):
       return asked, ids, socket.gethostname()
   """
   gives(box, source, (-1, (1, 0, False), 'sandbox'))
+
+
+DROP = """
+from thicket.sandbox import confinement
+confinement.drop(1 << 32, 60)
+print(open('/proc/self/status').read())
+"""
+
+
+def test_no_capability_is_kept():
+  done = subprocess.run(
+    [sys.executable, '-c', DROP],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  told = dict(line.split(':\t', 1) for line in done.stdout.split('\n') if line)
+  kinds = ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']
+  # Who is not root here is so only in the namespaces of the sandbox.
+  kinds += ['CapBnd'] if os.geteuid() == 0 else []
+  assert {int(told[kind], 16) for kind in kinds} == {0}
+  assert (told['NoNewPrivs'], told['Seccomp']) == ('1', '2')
 
 
 def test_there_is_nothing_to_see(box, monkeypatch):
@@ -334,7 +358,8 @@ def test_threads_are_few_and_end_with_the_tests(box):
     def f():
       return 0 < count < 20
   """
-  assert box.run(job(source, 'assert f()')).passed
+  # With room for the stacks of many.
+  assert box.run(job(source, 'assert f()', memory_bytes=1 << 38)).passed
   assert _descendants(os.getpid(), depth=3) == set()
 
 
@@ -385,6 +410,10 @@ FORGERIES = {
         try: os.write(fd, data)
         except OSError: pass
     os._exit(0)
+  """,
+  'a good end within a test': """
+    import os
+    def f(x): os._exit(0)
   """,
   'a good end': """
     import atexit, os, sys
@@ -702,17 +731,51 @@ sandbox.run(sandbox.Job(('import time\\ndef f():\\n  time.sleep(999)',),
 """
 
 
-def test_all_ends_with_the_process_that_asked(box):
+@contextlib.contextmanager
+def asleep():
+  """A process that runs a program which sleeps, and all that is below it."""
   with subprocess.Popen(
     [sys.executable, '-c', DRIVER], cwd=ROOT, stdout=subprocess.PIPE
   ) as driver:
-    driver.stdout.readline()
-    # Two of the sandbox, the program and its tests.
-    while len(below := _descendants(driver.pid)) < 4:
-      assert driver.poll() is None
-      time.sleep(0.02)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    try:
+      driver.stdout.readline()
+      # Two of the sandbox, the program and its tests.
+      while len(below := _descendants(driver.pid)) < 4:
+        assert driver.poll() is None
+        time.sleep(0.02)
+      yield driver.pid, below
+    finally:
+      driver.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='looks into other processes')
+def test_how_a_program_is_held_as_seen_from_outside(box):
+  with asleep() as (driver, _):
+    program, tests = sorted(_descendants(driver, depth=3))
+    for process in (program, tests):
+      folder = pathlib.Path('/proc', str(process))
+      while 'Seccomp:\t2' not in (folder / 'status').read_text():
+        time.sleep(0.02)  # it is about to confine itself
+      for kind in ('user', 'mnt', 'pid', 'net', 'ipc', 'uts'):
+        link = f'ns/{kind}'
+        assert os.readlink(folder / link) != os.readlink(f'/proc/self/{link}')
+      told = (folder / 'status').read_text()
+      nobody = '\t'.join(['65534'] * 4)
+      assert f'Uid:\t{nobody}\nGid:\t{nobody}\n' in told
+      assert 'CapEff:\t0000000000000000' in told
+      limits = (folder / 'limits').read_text().split('\n')
+      most = {line[:26].strip(): line[26:].split()[:2] for line in limits}
+      assert most['Max open files'] == ['128', '128']
+      assert most['Max file size'] == ['0', '0']
+      assert most['Max core file size'] == ['0', '0']
+    assert os.readlink(f'/proc/{program}/ns/pid') != (
+      os.readlink(f'/proc/{tests}/ns/pid')
+    )
+
+
+def test_all_ends_with_the_process_that_asked(box):
+  with asleep() as (_, below):
+    pass
   for _ in range(500):
     if not below & set(_parents()):
       break

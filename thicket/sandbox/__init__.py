@@ -5,7 +5,7 @@ A program runs in a process of its own and its tests in another; both are
 forked from one Python that is already started. The tests call the program by
 messages, so they need no secret: what a program can reach, by patching,
 `os._exit`, `__eq__` or frames, is only what it answers to a call. What it can
-still do is answer by heart, where it has seen the tests (MBPP's prompts show
+still do is to answer by heart, where it has seen the tests (MBPP's prompts show
 them).
 
 Each of the two processes has (tests/sandbox_test.py tries every one):
@@ -16,12 +16,12 @@ Each of the two processes has (tests/sandbox_test.py tries every one):
 - no system call but those to use memory, clocks and threads and to read files
   (seccomp): none to start a process or a program, to open a socket, to trace;
 - limits of memory, CPU time, files and threads, and a limit of time;
-- no environment, no file but its own two sockets, nothing to read or to print
-  to, and no life after its tests end or its parent's parent dies.
+- no environment, no file but the socket between the two, nothing to read or to
+  print to, and no life after the tests end or the process that asked dies.
 
-It does not hide how long it takes, nor protect from faults of the kernel. Linux
-on x86-64 and aarch64 (the latter by the kernel's own table of calls, never
-tried); where the kernel denies any of it, nothing is run.
+It does not protect from faults of the kernel. Linux on x86-64 and aarch64 (the
+latter by the kernel's own table of calls, never tried); where the kernel denies
+any of it, nothing is run.
 """
 
 from __future__ import annotations

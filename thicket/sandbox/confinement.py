@@ -69,7 +69,6 @@ _CALLS = {
 }  # fmt: skip
 _CLONE, _CLONE3, _PIVOT_ROOT = (56, 220), (435, 435), (155, 41)
 _CLONE_THREAD = 0x00010000
-_X32 = 0x40000000  # a second table of calls on x86-64
 
 _MACHINES = {'x86_64': (0, 0xC000003E), 'aarch64': (1, 0xC00000B7)}
 
@@ -216,15 +215,13 @@ def _filter_calls() -> None:
   """The kernel refuses, with EPERM, what is not in the table."""
   column, architecture = machine()
   allowed = [c[column] for c in _CALLS.values() if c[column] is not None]
-  load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+  load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
   errno_of = lambda number: 0x00050000 | number
   code: list[tuple[int, int, int, int]] = [
     (load, 0, 0, 4),
     (equal, 1, 0, architecture),
     (give, 0, 0, 0x80000000),  # kill: calls of another machine
     (load, 0, 0, 0),
-    (at_least, 0, 1, _X32),
-    (give, 0, 0, errno_of(errno.EPERM)),
   ]
   tail = [
     # clone3 hides its flags from us; without it the C library takes clone.
