@@ -53,11 +53,13 @@ setuptools.setup(
     # Exactly this: the rows are what its code makes.
     'reasoning_gym': ['reasoning-gym==0.1.25'],
     'vision': ['scikit-learn>=1.5'],  # its digits, for configs/vision.py
+    'math': ['math-verify>=0.9'],  # equivalent answers: math500, olympiadbench
     'test': [
       'array_record>=0.8',
       'chex>=0.1.90',
       'hypothesis>=6.100',
       'ipykernel>=6.29',
+      'math-verify>=0.9',
       'ml_dtypes>=0.5',
       'nbclient>=0.10',
       'nbformat>=5.10',

@@ -46,6 +46,9 @@ LEVELS = {
   'tasks.numbers': 0,
   'tasks.arithmetic': 0,
   'tasks.gsm8k': 0,
+  'tasks.latex': 0,
+  'tasks.sympy_worker': 0,
+  'tasks.equivalence': 0,
   'tasks.code': 0,
   'tasks.humaneval': 0,
   'tasks.mbpp': 0,
@@ -209,6 +212,8 @@ def test_tests_and_experiments_are_imported_by_nobody():
 @pytest.mark.parametrize(
   ('names', 'allowed'),
   [
+    # The extra that reads mathematics, in a process of its own.
+    ('tasks', {'math_verify', 'sympy'}),
     ('tasks', set()),
     ('sandbox', set()),  # so that programs start with nothing else
     ('tasks', {'reasoning_gym'}),
