@@ -13,6 +13,8 @@ from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
 from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
+from thicket.tasks.math500 import Math500
+from thicket.tasks.olympiadbench import OlympiadBench
 from thicket.tasks.humaneval import HumanEval
 from thicket.tasks.mbpp import Mbpp
 from thicket.tasks.own import own
@@ -22,6 +24,8 @@ TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
   'classify': Classify,
   'gsm8k': Gsm8k,
+  'math500': Math500,
+  'olympiadbench': OlympiadBench,
   'humaneval': HumanEval,
   'mbpp': Mbpp,
   'jsonl': own,
