@@ -216,11 +216,9 @@ def test_tests_and_experiments_are_imported_by_nobody():
 @pytest.mark.parametrize(
   ('names', 'allowed'),
   [
-    # The extra that reads mathematics, in a process of its own.
-    ('tasks', {'math_verify', 'sympy'}),
-    ('tasks', set()),
+    # Extras, imported where they are asked for.
+    ('tasks', {'math_verify', 'sympy', 'reasoning_gym'}),
     ('sandbox', set()),  # so that programs start with nothing else
-    ('tasks', {'reasoning_gym'}),
     ('judging', {'absl'}),  # workers import it
     ('metrics', {'numpy', 'scipy'}),
     ('recipe', set()),

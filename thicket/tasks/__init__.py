@@ -13,10 +13,10 @@ from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
 from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
-from thicket.tasks.math500 import Math500
-from thicket.tasks.olympiadbench import OlympiadBench
 from thicket.tasks.humaneval import HumanEval
+from thicket.tasks.math500 import Math500
 from thicket.tasks.mbpp import Mbpp
+from thicket.tasks.olympiadbench import OlympiadBench
 from thicket.tasks.own import own
 from thicket.tasks.reasoning_gym import ReasoningGym
 
