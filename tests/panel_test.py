@@ -5,6 +5,7 @@ Axes as in the module: K voters, r questions; m members, d draws of a block.
 """
 
 import collections
+import dataclasses
 
 import hypothesis
 import numpy as np
@@ -103,6 +104,33 @@ def test_votes_are_the_counters_most_common(block, random):
         won >= 0 and block.lenient_correct[at[speaker], row, 0]
       )
     assert vote.abstention_rate == abstained / (vote.k * len(block.rows))
+
+
+class Strict(Caseless):
+  """Questions show that 'c' is no answer."""
+
+  def group(self, answers, example):
+    ids = super().group([a for a in answers if a != 'c'], example)[::-1]
+    return [-1 if answer == 'c' else ids.pop() for answer in answers]
+
+
+@hypothesis.given(blocks())
+@hypothesis.settings(deadline=None)
+def test_an_answer_without_a_class_abstains(block):
+  gone = lambda column: np.where(column == WORDS.index('c'), -1, column)
+  without = dataclasses.replace(
+    block,
+    answer=gone(block.answer),
+    lenient_answer=gone(block.lenient_answer),
+  )
+  strict = panel.of_members(Strict(), _examples(block), block, block.members)
+  other = panel.of_members(Caseless(), _examples(block), without, block.members)
+  sizes = range(1, len(block.members) + 1)
+  for vote, same in zip(strict.votes(sizes), other.votes(sizes), strict=True):
+    for field in dataclasses.fields(vote):
+      np.testing.assert_array_equal(
+        getattr(vote, field.name), getattr(same, field.name)
+      )
 
 
 @hypothesis.given(blocks(st.just((7, 4, 2))))

@@ -11,6 +11,7 @@ from typing import Any
 
 from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
+from thicket.tasks.countdown import Countdown
 from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
 from thicket.tasks.humaneval import HumanEval
@@ -22,6 +23,7 @@ from thicket.tasks.reasoning_gym import ReasoningGym
 
 TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
+  'countdown': Countdown,
   'classify': Classify,
   'gsm8k': Gsm8k,
   'math500': Math500,

@@ -108,8 +108,8 @@ class Task(Protocol):
   def group(self, answers: Sequence[str], example: Example) -> list[int]:
     """A class id for each answer to a question, from 0 in order of appearance.
 
-    Answers of one class vote together; by default, equal strings. The id -1
-    takes back an answer: it abstains.
+    Answers of one class vote together; by default, equal strings. -1 is for
+    an answer that the question shows to be none: it abstains.
     """
     ids: dict[str, int] = {}
     return [ids.setdefault(answer, len(ids)) for answer in answers]
