@@ -49,6 +49,7 @@ LEVELS = {
   'tasks.expressions': 0,
   'tasks.tags': 0,
   'tasks.countdown': 0,
+  'tasks.rocstories': 0,
   'tasks.latex': 0,
   'tasks.sympy_worker': 0,
   'tasks.equivalence': 0,

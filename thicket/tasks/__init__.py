@@ -14,6 +14,7 @@ from thicket.tasks.base import Task, TaskError
 from thicket.tasks.countdown import Countdown
 from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
+from thicket.tasks.rocstories import RocStories
 from thicket.tasks.humaneval import HumanEval
 from thicket.tasks.math500 import Math500
 from thicket.tasks.mbpp import Mbpp
@@ -26,6 +27,7 @@ TASKS: dict[str, Callable[..., Task]] = {
   'countdown': Countdown,
   'classify': Classify,
   'gsm8k': Gsm8k,
+  'rocstories': RocStories,
   'math500': Math500,
   'olympiadbench': OlympiadBench,
   'humaneval': HumanEval,
