@@ -15,6 +15,7 @@ from thicket.tasks.countdown import Countdown
 from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
 from thicket.tasks.rocstories import RocStories
+from thicket.tasks.uspto50k import Uspto50k
 from thicket.tasks.humaneval import HumanEval
 from thicket.tasks.math500 import Math500
 from thicket.tasks.mbpp import Mbpp
@@ -28,6 +29,7 @@ TASKS: dict[str, Callable[..., Task]] = {
   'classify': Classify,
   'gsm8k': Gsm8k,
   'rocstories': RocStories,
+  'uspto50k': Uspto50k,
   'math500': Math500,
   'olympiadbench': OlympiadBench,
   'humaneval': HumanEval,
