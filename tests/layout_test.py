@@ -52,6 +52,7 @@ LEVELS = {
   'tasks.countdown': 0,
   'tasks.rocstories': 0,
   'tasks.uspto50k': 0,
+  'tasks.gqa': 0,
   'tasks.latex': 0,
   'tasks.sympy_worker': 0,
   'tasks.equivalence': 0,

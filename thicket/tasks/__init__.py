@@ -12,6 +12,7 @@ from typing import Any
 from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
 from thicket.tasks.countdown import Countdown
+from thicket.tasks.gqa import Gqa
 from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
 from thicket.tasks.rocstories import RocStories
@@ -26,6 +27,7 @@ from thicket.tasks.reasoning_gym import ReasoningGym
 TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
   'countdown': Countdown,
+  'gqa': Gqa,
   'classify': Classify,
   'gsm8k': Gsm8k,
   'rocstories': RocStories,
