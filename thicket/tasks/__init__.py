@@ -11,18 +11,18 @@ from typing import Any
 
 from thicket.tasks.arithmetic import Arithmetic
 from thicket.tasks.base import Task, TaskError
+from thicket.tasks.classify import Classify
 from thicket.tasks.countdown import Countdown
 from thicket.tasks.gqa import Gqa
-from thicket.tasks.classify import Classify
 from thicket.tasks.gsm8k import Gsm8k
-from thicket.tasks.rocstories import RocStories
-from thicket.tasks.uspto50k import Uspto50k
 from thicket.tasks.humaneval import HumanEval
 from thicket.tasks.math500 import Math500
 from thicket.tasks.mbpp import Mbpp
 from thicket.tasks.olympiadbench import OlympiadBench
 from thicket.tasks.own import own
 from thicket.tasks.reasoning_gym import ReasoningGym
+from thicket.tasks.rocstories import RocStories
+from thicket.tasks.uspto50k import Uspto50k
 
 TASKS: dict[str, Callable[..., Task]] = {
   'arithmetic': Arithmetic,
