@@ -31,7 +31,7 @@ def row(task):
 
 @pytest.fixture(scope='module')
 def rows():
-  return list(tasks.make('countdown', num_rows=2_000).examples())
+  return list(tasks.make('countdown', size=2_000).examples())
 
 
 def test_a_row_of_the_public_file(row):
@@ -90,9 +90,9 @@ def test_generated_rows_are_solvable_and_different(task, rows):
 
 
 def test_more_rows_begin_with_the_same_and_seeds_differ(rows):
-  few = list(tasks.make('countdown', num_rows=30).examples())
+  few = list(tasks.make('countdown', size=30).examples())
   assert few == rows[:30]
-  other = list(tasks.make('countdown', num_rows=30, seed=1).examples())
+  other = list(tasks.make('countdown', size=30, seed=1).examples())
   assert not {e.question for e in few} & {e.question for e in other}
 
 
@@ -104,9 +104,7 @@ def test_rows_do_not_depend_on_the_version_of_anything(rows):
   ]
 
 
-@pytest.mark.parametrize(
-  'kwargs', [{'num_rows': 0}, {'num_rows': 10**9}, {'seed': -1}]
-)
+@pytest.mark.parametrize('kwargs', [{'size': 0}, {'size': 10**9}, {'seed': -1}])
 def test_settings_out_of_range_are_refused(kwargs):
   ((name, value),) = kwargs.items()
   with pytest.raises(base.TaskError, match=f'{name}={value}'):
@@ -114,7 +112,7 @@ def test_settings_out_of_range_are_refused(kwargs):
 
 
 def test_rows_are_generated_without_a_path_and_read_with_one(tmp_path):
-  task = tasks.make('countdown', num_rows=200)
+  task = tasks.make('countdown', size=200)
   sizes = {'num_selection': 4, 'num_validation': 0, 'num_test': 4, 'seed': 0}
   made = data.load(task, **sizes)
   questions = {example.question for example in task.examples()}

@@ -65,11 +65,11 @@ class Countdown(base.Task):
   tags. Format is worth nothing here: without it, no answer is read.)
 
   Attributes:
-    num_rows: how many rows `examples` makes; more rows begin with the same.
+    size: how many rows `examples` makes; more rows begin with the same.
     seed: which rows, at least 0.
 
   Raises:
-    TaskError: num_rows or seed is out of range.
+    TaskError: size or seed is out of range.
   """
 
   # The first asks for what the paper's prompt asks for, in our words.
@@ -83,7 +83,7 @@ class Countdown(base.Task):
     'inside <answer> </answer>.',
   )
 
-  num_rows: int = 10_000
+  size: int = 10_000
   seed: int = 0
   prompt_template: str = prompt_templates[0]
   max_new_tokens: int = 1024
@@ -95,9 +95,9 @@ class Countdown(base.Task):
 
   def __post_init__(self):
     base.check_settings(self)
-    if not 1 <= self.num_rows <= MAX_ROWS:
+    if not 1 <= self.size <= MAX_ROWS:
       raise base.TaskError(
-        f'countdown: num_rows={self.num_rows} must lie in 1..{MAX_ROWS}'
+        f'countdown: size={self.size} must lie in 1..{MAX_ROWS}'
       )
     if self.seed < 0:
       raise base.TaskError(f'countdown: seed={self.seed} must be at least 0')
@@ -106,7 +106,7 @@ class Countdown(base.Task):
     """The rows of `seed`, each solvable, no two of the same puzzle."""
     seen = set()
     attempt = 0
-    while len(seen) < self.num_rows:
+    while len(seen) < self.size:
       made = _attempt(self.seed, attempt)
       if made is not None:
         numbers, target, solution = made
