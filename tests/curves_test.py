@@ -16,6 +16,7 @@ def _panel(classes, correct):
     lenient_classes=classes,
     correct=correct,
     lenient_correct=correct,
+    released=np.zeros(classes.shape, np.float32),
     num_tokens=np.zeros(classes.shape, np.int32),
     texts=[[''] * classes.shape[1]] * len(classes),
     answers=[[None] * classes.shape[1]] * len(classes),

@@ -258,17 +258,40 @@ def test_scripted_answers_become_exact_rows():
     # '1 7' ends in the gold answer; '42 5' does not.
     'lenient': [[1, 1, 1], [1, 1, 0], [1, 0, 0]],
     'lenient_correct': [[1, 1, 1], [1, 1, 0], [1, 0, 0]],
+    # Arithmetic was not in the code released with the paper.
+    'released': np.full((3, 3), np.nan),
     'lenient_answer': [[3, 1, 0], [3, 1, -1], [3, 2, -1]],
     'num_tokens': [[1, 3, 4], [2, 2, 3], [4, 4, 1]],
     'truncated': [[0, 0, 1], [0, 0, 0], [0, 1, 0]],
   }
-  types = [np.int32, bool, np.float32, np.float32, bool, np.int32, np.int32]
-  types.append(bool)
+  types = [np.int32, bool, np.float32, np.float32, bool, np.float32]
+  types += [np.int32, np.int32, bool]
   for (name, want), dtype in zip(columns.items(), types, strict=True):
     found = getattr(block, name)
     assert found.shape == (3, 3, 1)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found[..., 0], want, err_msg=name)
+
+
+class _Released(type(TASK)):
+  """Also says how much of a text is digits, by a rule of its own."""
+
+  def released(self, response, example):
+    return sum(map(str.isdigit, response)) / max(1, len(response))
+
+
+def test_what_the_released_rule_says_is_a_column():
+  block, without = _judge(task=_Released()), _judge()
+  assert block.released.dtype == np.float32
+  np.testing.assert_array_equal(
+    block.released[..., 0],
+    np.array([[1, 1, 1 / 4], [1, 1, 0], [2 / 3, 3 / 4, 0]], np.float32),
+  )
+  for field in dataclasses.fields(without):
+    if field.name != 'released':
+      np.testing.assert_array_equal(
+        getattr(block, field.name), getattr(without, field.name)
+      )
 
 
 def test_a_text_ends_before_the_stop_string_wherever_tokens_end():

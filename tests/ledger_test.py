@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from same import assert_same
 
+from thicket import blocks
 from thicket import ledger as ledger_lib
 from thicket.blocks import BASE, COLUMNS, WORDS, Block
-from thicket.ledger import Ledger, LedgerError, RecipeMismatch
+from thicket.ledger import Ledger, LedgerError, RecipeMismatch, staging
 from thicket.recipe import check_recipe, differences, recipe_hash
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -62,6 +63,7 @@ def world(num_members=6, num_rows=5, num_draws=2, seed=0, texts=True):
     lenient_answer=lenient_answer,
     num_tokens=rng.integers(0, 99, shape, np.int32),
     truncated=rng.random(shape) < 0.5,
+    released=rng.random(shape, np.float32),
     answers=tuple(words[i] for i in used),
     texts=tuple(f'{ODD[i % len(ODD)]} {i}' for i in range(size))
     if texts
@@ -158,7 +160,8 @@ def test_view_takes_ids_in_any_order_and_shows_what_is_missing(tmp_path):
   np.testing.assert_array_equal(view.reward[1, 0], block.reward[2, 3, 1:])
   for name in ('answer', 'lenient_answer'):
     assert set(getattr(view, name)[~view.seen]) == {-1}
-  for name in COLUMNS.keys() - WORDS.keys():
+  assert np.isnan(view.released[~view.seen]).all()
+  for name in COLUMNS.keys() - WORDS.keys() - {'released'}:
     assert not getattr(view, name)[~view.seen].any()
   said = np.append(view.answer, view.lenient_answer)
   assert view.answers == tuple(
@@ -385,6 +388,75 @@ def test_texts_may_be_added_later(tmp_path):
   assert_same(Ledger.read(tmp_path).view('train'), block)
 
 
+# Ledgers of before `released` was kept.
+
+
+def without_released(block):
+  """The same, judged by a version that had no such rule."""
+  return dataclasses.replace(block, released=np.full_like(block.reward, np.nan))
+
+
+def of_before(monkeypatch):
+  """Has ranges written as they were then, down to their checksums."""
+
+  def packed(part):
+    tree = blocks.pack(part)
+    del tree['released'], tree['digest']
+    return tree | {'digest': np.frombuffer(blocks._digest(tree), np.uint8)}
+
+  monkeypatch.setattr('thicket.ledger.pack', packed)
+
+
+def test_older_ranges_are_read_resumed_and_named_as_ever(tmp_path, monkeypatch):
+  block = world()
+  with monkeypatch.context() as patch:
+    of_before(patch)
+    old = Ledger.open(tmp_path, RECIPE)
+    old.append('train', without_released(whole(block, [0, 1, 2])))
+  (path,) = ranges(tmp_path)
+  assert 'released' not in staging.restore(ledger_lib._checkpointer(), path)
+  # Names of ranges without the new column are those of then.
+  part = blocks.from_block(without_released(whole(block, [0, 1, 2])))
+  tree = dict(zip(blocks.KEYS, part.keys, strict=True))
+  tree |= {'seen': part.seen, 'text': part.columns['text'] >= 0}
+  assert path.name.endswith(blocks._digest(tree).hex()[:12])
+
+  new = Ledger.open(tmp_path, RECIPE)
+  new.append('train', whole(block, [3, 4, 5, 6]))
+  view = Ledger.read(tmp_path).view('train')
+  assert view.seen.all()
+  assert np.isnan(view.released[:3]).all()
+  np.testing.assert_array_equal(view.released[3:], block.released[3:])
+  assert_same(
+    dataclasses.replace(view, released=block.released), block
+  )  # nothing else is lost
+
+
+def test_a_range_that_lost_the_column_is_damaged(tmp_path, monkeypatch):
+  def packed(part):
+    tree = blocks.pack(part)
+    del tree['released']
+    return tree
+
+  with monkeypatch.context() as patch:
+    patch.setattr('thicket.ledger.pack', packed)
+    Ledger.open(tmp_path, RECIPE).append('train', world())
+  with pytest.raises(LedgerError, match='its checksum is wrong'):
+    Ledger.read(tmp_path).view('train')
+
+
+@pytest.mark.parametrize('first', ['old', 'new'])
+def test_what_the_released_rule_says_may_come_later(tmp_path, first):
+  block = world()
+  old = without_released(block)
+  ledger = Ledger.open(tmp_path, RECIPE)
+  for one in (old, block) if first == 'old' else (block, old):
+    ledger.append('train', one)
+  assert len(ranges(tmp_path)) == (2 if first == 'old' else 1)
+  assert_same(ledger.view('train'), block)
+  assert_same(Ledger.read(tmp_path).view('train'), block)
+
+
 @pytest.mark.parametrize('folder', [True, False])
 @pytest.mark.parametrize(
   ('field', 'value', 'said'),
@@ -393,6 +465,7 @@ def test_texts_may_be_added_later(tmp_path):
     ('lenient', np.float32(np.nan), 'not nan'),
     ('correct', np.bool_(True), 'not True'),
     ('lenient_correct', np.bool_(False), 'not False'),
+    ('released', np.float32(2), 'not 2.0'),
     ('num_tokens', np.int32(1000), 'not 1000'),
     ('truncated', np.bool_(False), 'not False'),
     ('answer', np.int32(0), "not ''"),

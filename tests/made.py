@@ -71,7 +71,8 @@ class Made:
   """A source of answers: `say(condition, split, member, draw)` makes them.
 
   It returns an answer, or None, for each question of the split; a tuple of
-  two gives a lenient answer too. Tokens are 10 + member id.
+  two gives a lenient answer too, one of three also what the released rule
+  says. Tokens are 10 + member id.
   """
 
   def __init__(self, plan, say):
@@ -100,12 +101,14 @@ class Made:
     shape = len(members), len(examples), len(draws)
     seen = np.zeros(shape, bool)
     said = np.full((2, *shape), None, object)
+    released = np.full(shape, np.nan, np.float32)
     for i, member in enumerate(members):
       for j, draw in enumerate(draws):
         told = self._told.get((condition, split, member, int(draw)), ())
         for row, one in enumerate(told[: len(examples)]):
-          both = one if isinstance(one, tuple) else (one, one)
-          said[:, i, row, j] = both
+          strict, lenient, *rest = one if isinstance(one, tuple) else (one,) * 2
+          said[:, i, row, j] = strict, lenient
+          released[i, row, j] = rest[0] if rest else np.nan
           seen[i, row, j] = True
     table = sorted({x for x in said.flat if x is not None})
     index = {None: -1} | {answer: i for i, answer in enumerate(table)}
@@ -122,6 +125,7 @@ class Made:
       lenient=lenient.astype(np.float32),
       correct=strict,
       lenient_correct=lenient,
+      released=released,
       answer=number(said[0]) if said[0].size else np.zeros(shape, np.int32),
       lenient_answer=number(said[1])
       if said[1].size

@@ -161,14 +161,31 @@ def test_the_table_has_every_system_with_its_numbers(parsed, full):
     rate = 100 * system['accuracy']['rate']
     assert row[1] == f'{rate:.1f} [{low:.1f}, {high:.1f}]'
     assert row[6] == f'{100 * system["lenient_accuracy"]:.1f}'
-    assert row[9] == str(system['passes'])
+    released = system['released_accuracy']
+    assert row[7] == ('' if released is None else f'{100 * released:.1f}')
+    assert row[10] == str(system['passes'])
   assert parsed.row('vote of best 10') == [
     'vote of best 10', '38.3 [32.5, 44.4]', '+8.2 [+4.7, +11.0]', '0.004',
-    '+2.0 [-1.0, +4.4]', '0.840', '44.3', '2.7', '2', '10', '1,184',
+    '+2.0 [-1.0, +4.4]', '0.840', '44.3', '', '2.7', '2', '10', '1,184',
     '12,800', '1,536,000',
   ]  # fmt: skip
   assert parsed.row('base, greedy')[2:6] == [''] * 4
   assert parsed.row('mean of 10 selected')[3] == ''  # not 0 or 1: no p
+
+
+def test_the_released_rule_is_there_if_the_task_has_it(full, text, undrawn):
+  words = 'Released</strong> accuracy follows'
+  assert words in text
+  said = 'base 30.0, 35.0, 31.0; mean of the members 29.0, 34.0, 30.5.'
+  assert said in text
+  summary = copy.deepcopy(full)
+  summary['selection']['base']['released_accuracy'] = None
+  for system in summary['test']['systems']:
+    system['released_accuracy'] = None
+  other = page.render(summary)
+  assert 'eleased' not in re.sub('<style>.*</style>', '', other, flags=re.S)
+  assert len(Parsed(other).row('vote of best 10')) == 13
+  assert len(Parsed(text).row('vote of best 10')) == 14
 
 
 def test_bounds_say_so_and_are_compared_with_nothing(parsed, full, text):

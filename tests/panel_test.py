@@ -57,6 +57,7 @@ def blocks(draw, shapes=SHAPES):
     lenient=np.zeros(shape, np.float32),
     correct=column(st.booleans(), bool),
     lenient_correct=column(st.booleans(), bool),
+    released=column(st.floats(0, 1, width=32), np.float32),
     answer=answer,
     lenient_answer=column(st.integers(-1, len(WORDS) - 1), np.int32),
     num_tokens=np.arange(answer.size, dtype=np.int32).reshape(shape),
@@ -162,6 +163,7 @@ def _panel(classes, correct=None, lenient_classes=None, lenient_correct=None):
     lenient_classes=np.array(lenient, np.int32),
     correct=right(correct),
     lenient_correct=right(lenient_correct),
+    released=np.zeros(classes.shape, np.float32),
     num_tokens=np.zeros(classes.shape, np.int32),
     texts=[[''] * classes.shape[1]] * len(classes),
     answers=[[None] * classes.shape[1]] * len(classes),
@@ -244,6 +246,7 @@ def block():
     lenient=np.zeros(shape, np.float32),
     correct=answer == 2,
     lenient_correct=answer >= 2,
+    released=(answer / 4).astype(np.float32),
     answer=answer,
     lenient_answer=np.where(answer < 0, 1, answer),
     num_tokens=np.arange(12, dtype=np.int32).reshape(shape),
@@ -259,6 +262,7 @@ def test_members_come_in_rank_order_with_their_first_draws(block):
   np.testing.assert_array_equal(got.classes, [[0, 0], [1, 1]])
   np.testing.assert_array_equal(got.correct, [[0, 0], [0, 0]])
   np.testing.assert_array_equal(got.lenient_correct, [[1, 1], [0, 0]])
+  np.testing.assert_array_equal(got.released, [[0.75, 1], [0, 0.25]])
   np.testing.assert_array_equal(got.num_tokens, [[8, 10], [0, 2]])
   assert got.texts == [['i', 'k'], ['a', 'c']]
   other = panel.of_members(Caseless(), _examples(block), block, np.array([5]))

@@ -36,6 +36,7 @@ def _panel(answers, lenient, classes, who):
     lenient_classes=np.where(lenient, 0, 1).astype(np.int32),
     correct=np.array([[a == '7' for a in row] for row in answers]),
     lenient_correct=lenient,
+    released=np.zeros(lenient.shape, np.float32),
     num_tokens=np.ones(lenient.shape, np.int32),
     texts=[
       [f'{who} {i} on {j}' for j in range(len(row))]

@@ -85,11 +85,19 @@ def full(members=64, k=10, seed=0):
     },
     'selection': {
       'rows': 200,
-      'base': {'score': 0.3, 'accuracy': rate(0.3, 200)},
+      'base': {
+        'score': 0.3,
+        'accuracy': rate(0.3, 200),
+        'lenient_accuracy': 0.35,
+        'released_accuracy': 0.31,
+      },
       'members': {
         'count': members,
         'mean_score': float(score.mean()),
         'best_score': float(score.max()),
+        'mean_accuracy': 0.29,
+        'mean_lenient_accuracy': 0.34,
+        'mean_released_accuracy': 0.305,
         'per_sigma': [
           {
             'sigma': s,
@@ -222,6 +230,7 @@ def _systems(members, k):
         else spent,
         'accuracy': rate(share),
         'lenient_accuracy': share + 0.06,
+        'released_accuracy': share + 0.01 if passes == 1 else None,
         'abstention_rate': None if kind == 'bound' else 0.027,
         'without_vote': 0,
         'against_base': base,

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every number of a summary, and that it claims a gain only where one is."""
 
+import io
 import json
+import re
 
 import made
 import numpy as np
 import pytest
 import scipy.stats
 from made import Thicket, gold, small_plan
+from rich.console import Console
 
-from thicket import metrics, summary
+from thicket import metrics, summary, tables
 from thicket.blocks import BASE
 from thicket.estimates import accuracy, difference, rate
 
@@ -171,6 +174,96 @@ def test_selection_is_summarised_by_sigma(built):
   assert [x['score'] for x in each] == scores.tolist()
   assert {x['rows'] for x in each} == {ROWS}
   assert found['selection']['cost']['answers'] == N * ROWS
+
+
+# The rule of the code released with the paper.
+
+
+def _released(older=()):
+  """What is found where that rule gives member i the share i / 16.
+
+  The answers of the members `older` were judged before it was kept.
+  """
+  asked = _plan()
+  thicket = Thicket(asked, 3, skill=0.2, spread=0.3)
+
+  def say(condition, split, member, draw):
+    answers = thicket(condition, split, member, draw)
+    share = (member + 1) / 16
+    more = () if member in older else (share,)
+    return [(x, 'lenient', *more) for x in answers]
+
+  compared, found = _build(asked, say)
+  return compared.found.ranked, found
+
+
+def test_the_released_rule_is_told_of_single_answers_and_means():
+  ranked, found = _released()
+  rows = _systems(found)
+  share = lambda ids: pytest.approx(np.mean([(i + 1) / 16 for i in ids]))
+  base = found['selection']['base']
+  members = found['selection']['members']
+  assert base['released_accuracy'] == share([BASE])
+  assert members['mean_released_accuracy'] == share(range(N))
+  assert members['mean_lenient_accuracy'] == 0
+  scores = [x['score'] for x in members['each']]
+  assert members['mean_accuracy'] == pytest.approx(np.mean(scores))
+  assert rows['base']['released_accuracy'] == share([BASE])
+  assert rows['self-consistency-1']['released_accuracy'] == share([BASE])
+  assert rows['selected-mean']['released_accuracy'] == share(ranked)
+  assert rows['best-member']['released_accuracy'] == share(ranked[:1])
+  best = max(ranked, key=lambda i: [
+    x['test_accuracy'] for x in found['tested'] if x['member'] == i
+  ])  # fmt: skip
+  assert rows['best-on-test']['released_accuracy'] == share([best])
+  # What that code would have elected is not known.
+  for name in ('vote-3', 'self-consistency-3', 'unselected', 'oracle'):
+    assert rows[name]['released_accuracy'] is None
+  assert found['missing'] == []
+  # Nothing else moves by it.
+  assert rows['base']['lenient_accuracy'] == 0
+  _, other = _released(older=range(-1, N))
+  without = lambda text: re.sub(
+    r'"(mean_)?released_accuracy": [^,}]+', '', text
+  )
+  assert without(json.dumps(found)) == without(json.dumps(other))
+
+
+def test_answers_of_before_are_not_mixed_with_those_of_now():
+  ranked, found = _released(older=[BASE])
+  rows = _systems(found)
+  assert rows['base']['released_accuracy'] is None
+  assert rows['best-member']['released_accuracy'] == (ranked[0] + 1) / 16
+  assert len(found['missing']) == 1
+  assert 'released rule' in found['missing'][0]
+  _, found = _released(older=ranked[1:2])
+  assert found['selection']['members']['mean_released_accuracy'] is None
+  assert _systems(found)['selected-mean']['released_accuracy'] is None
+  _, found = _released(older=range(-1, N))
+  assert found['missing'] == []  # a task without such a rule
+
+
+def _printed(table):
+  console = Console(width=80, file=io.StringIO())
+  console.print(table)
+  return console.file.getvalue()
+
+
+def test_tables_have_the_released_rule_where_it_is_known():
+  _, found = _released()
+  text = _printed(tables.costs(found['test']))
+  assert 'released %' in text
+  assert max(map(len, text.splitlines())) <= 80
+  (line,) = [x for x in text.splitlines() if 'best on selection' in x]
+  share = _systems(found)['best-member']['released_accuracy']
+  assert f' {100 * share:.1f} ' in line
+  text = _printed(tables.selection(found['selection']))
+  members = found['selection']['members']
+  assert 'strict, lenient, released: base' in text
+  assert f', 0.0, {100 * members["mean_released_accuracy"]:.1f}' in text
+  _, found = _released(older=range(-1, N))
+  assert 'released' not in _printed(tables.costs(found['test']))
+  assert 'released' not in _printed(tables.selection(found['selection']))
 
 
 @pytest.mark.parametrize('antithetic', [False, True])

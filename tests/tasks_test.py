@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of tasks, and the one way in which all answers are judged."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -59,9 +60,11 @@ def test_a_vote_is_judged_as_a_response_is():
   task = tasks.make('gsm8k')
   row = base.Example(1, 'How many?', '18')
   for response in ('#### 18', '#### 19', 'nothing'):
-    assert base.judge(task, response, row) == base.judge_answer(
-      task, task.extract(response), row
-    )
+    vote = base.judge_answer(task, task.extract(response), row)
+    # The released rule reads responses, and a vote is none.
+    assert vote.released is None
+    verdict = base.judge(task, response, row)
+    assert dataclasses.replace(verdict, released=None) == vote
   # A vote is what it is, whichever rule its answers were read by.
   assert base.judge_answer(task, '18', row) == base.Judgement(
     reward=1.0,
@@ -74,16 +77,19 @@ def test_a_vote_is_judged_as_a_response_is():
 
 
 @pytest.mark.parametrize(
-  ('response', 'answer', 'lenient_answer'),
+  ('response', 'answer', 'lenient_answer', 'released'),
   [
-    ('#### 18', '18', '18'),
-    ('#### 19', '19', '19'),
-    ('It is 18.', None, '18'),
-    ('It is 19.', None, '19'),
-    ('nothing', None, None),
+    ('#### 18', '18', '18', 1.0),
+    ('#### 18.', '18', '18', 0.0),
+    ('#### 19', '19', '19', 0.0),
+    ('It is 18 eggs.', None, '18', 1.0),
+    ('It is 19.', None, '19', 0.0),
+    ('nothing', None, None, 0.0),
   ],
 )
-def test_a_response_is_judged_by_both_rules(response, answer, lenient_answer):
+def test_a_response_is_judged_by_all_rules(
+  response, answer, lenient_answer, released
+):
   verdict = base.judge(
     tasks.make('gsm8k'), response, base.Example(1, 'How many?', '18')
   )
@@ -94,7 +100,24 @@ def test_a_response_is_judged_by_both_rules(response, answer, lenient_answer):
     answer=answer,
     lenient_answer=lenient_answer,
     is_lenient_correct=lenient_answer == '18',
+    released=released,
   )
+
+
+def test_a_task_need_not_have_a_released_rule():
+  task = tasks.make('arithmetic')
+  row = next(task.examples())
+  assert base.judge(task, row.gold, row).released is None
+
+
+@pytest.mark.parametrize('says', [-0.1, 1.5, float('nan'), float('inf')])
+def test_a_released_accuracy_is_a_share(says):
+  class Odd(type(tasks.make('gsm8k'))):
+    def released(self, response, example):
+      return says
+
+  with pytest.raises(base.TaskError, match='gsm8k, row 1: released accuracy'):
+    base.judge(Odd(), '#### 3', base.Example(1, 'How many?', '3'))
 
 
 @pytest.mark.parametrize('name', sorted(tasks.TASKS))
@@ -132,7 +155,7 @@ def test_a_reward_outside_its_range_is_refused():
 
   task, row = Generous(), base.Example(1, 'How many?', '3')
   verdict = base.judge(task, '#### 3', row)
-  assert verdict == base.Judgement(0.25, 0.25, True, '3', '3', True)
+  assert verdict == base.Judgement(0.25, 0.25, True, '3', '3', True, 1.0)
   for response in ('#### 1', '#### 2'):
     with pytest.raises(base.TaskError, match='gsm8k, row 1: reward'):
       base.judge(task, response, row)

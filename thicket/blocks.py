@@ -26,6 +26,7 @@ COLUMNS = {
   'lenient': (np.float32, 0),
   'correct': (np.bool_, False),
   'lenient_correct': (np.bool_, False),
+  'released': (np.float32, np.nan),
   'answer': (np.int32, -1),
   'lenient_answer': (np.int32, -1),
   'num_tokens': (np.int32, 0),
@@ -36,6 +37,8 @@ KEYS = {'members': np.int32, 'rows': np.int64, 'draws': np.int32}
 # Columns of indices, each with the table of strings that it points into.
 WORDS = {'answer': 'answers', 'lenient_answer': 'answers', 'text': 'texts'}
 TABLES = tuple(dict.fromkeys(WORDS.values()))
+# Columns that a row may lack, and get later: what is lacking contradicts none.
+_OPTIONAL = ('released', 'text')
 
 Keys = tuple[np.ndarray, np.ndarray, np.ndarray]  # members, rows, draws
 
@@ -50,8 +53,8 @@ class LedgerError(ValueError):
 class Block:
   """A dense block of rows: m members x r row ids x d draws.
 
-  Entries that `seen` denies hold 0, False or -1. Ids occur once on each axis.
-  An answer of -1 abstains. Strict and lenient answers share one table, so
+  Entries that `seen` denies hold 0, False, NaN or -1. Ids occur once on each
+  axis. An answer of -1 abstains. Strict and lenient answers share one table, so
   that equal strings have equal indices.
   """
 
@@ -63,6 +66,7 @@ class Block:
   lenient: np.ndarray  # float32 [m, r, d]
   correct: np.ndarray  # bool [m, r, d], strict
   lenient_correct: np.ndarray  # bool [m, r, d]
+  released: np.ndarray  # float32 [m, r, d]; NaN where no such rule was applied
   answer: np.ndarray  # int32 [m, r, d], strict, index into `answers`
   lenient_answer: np.ndarray  # int32 [m, r, d], index into `answers`
   num_tokens: np.ndarray  # int32 [m, r, d]
@@ -168,6 +172,25 @@ def to_block(part: Part) -> Block:
   )
 
 
+def from_rewards(members: np.ndarray, rewards: np.ndarray, first: int) -> Block:
+  """A block of nothing but rewards [m, r], of the rows from `first` on."""
+  shape = (*rewards.shape, 1)
+  columns = {
+    name: np.full(shape, empty, dtype)
+    for name, (dtype, empty) in COLUMNS.items()
+    if name != 'text'
+  }
+  columns |= dict.fromkeys(('reward', 'lenient'), rewards.reshape(shape))
+  return Block(
+    members=members,
+    rows=first + np.arange(shape[1], dtype=np.int64),
+    draws=np.zeros(1, np.int32),
+    seen=np.ones(shape, bool),
+    answers=(),
+    **columns,
+  )
+
+
 def trim(part: Part, seen: np.ndarray) -> Part:
   """The `seen` entries alone, without empty ids, keys sorted."""
   picks = []
@@ -229,9 +252,9 @@ def merge(parts: Sequence[Part], keys: Keys, say: str) -> Part:
       if name in WORDS:
         new = lookups[WORDS[name]][new]
       differs = both & (_bits(old) != _bits(new))
-      if name == 'text':  # a text that was not kept contradicts none
-        writes = fresh & (new >= 0)
-        differs &= writes & (old >= 0)
+      if name in _OPTIONAL:
+        writes = fresh & _is_there(new)
+        differs &= writes & _is_there(old)
       if differs.any():
         at = tuple(np.argwhere(differs)[0])
         table = (*words[WORDS[name]], None) if name in WORDS else None
@@ -275,15 +298,32 @@ def _bits(array: np.ndarray) -> np.ndarray:
   return array.view(np.int32) if array.dtype == np.float32 else array
 
 
+def _is_there(array: np.ndarray) -> np.ndarray:
+  """Where a column of `_OPTIONAL` holds a value."""
+  return ~np.isnan(array) if array.dtype == np.float32 else array >= 0
+
+
+def adds(part: Part, held: Part) -> np.ndarray:
+  """Where a part has something that the held rows lack: bool [m, r, d]."""
+  found = part.seen & ~held.seen
+  for name in _OPTIONAL:
+    has, had = (_is_there(x.columns[name]) for x in (part, held))
+    found |= part.seen & has & ~had
+  return found
+
+
 def _show(value: Any) -> str:
   text = repr(value)
   return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + '...'
 
 
 def part_name(part: Part) -> str:
-  """A folder name made of which rows and texts a part holds, not of values."""
+  """A folder name made of what a part holds of which rows, not of values."""
   tree = dict(zip(KEYS, part.keys, strict=True))
   tree |= {'seen': part.seen, 'text': part.columns['text'] >= 0}
+  is_released = _is_there(part.columns['released'])
+  if is_released.any():  # ranges of before it was kept have kept their names
+    tree['released'] = is_released
   ends = part.keys[0][[0, -1]]
   first, last = ('base' if i == BASE else f'{i:06d}' for i in ends)
   return f'{first}-{last}-{_digest(tree).hex()[:12]}'
@@ -315,11 +355,14 @@ def pack(part: Part) -> dict[str, np.ndarray]:
 def unpack(tree: dict[str, np.ndarray]) -> Part:
   """The part that was packed.
 
-  Raises ValueError for a wrong checksum, KeyError for a missing array.
+  Ranges of before `released` was kept lack that array, and hold no values of
+  it. Raises ValueError for a wrong checksum, KeyError for a missing array.
   """
   tree = dict(tree)
   if tree.pop('digest').tobytes() != _digest(tree):
     raise ValueError('its checksum is wrong')
+  dtype, empty = COLUMNS['released']
+  tree.setdefault('released', np.full(tree['seen'].shape, empty, dtype))
   tables = {}
   for name in TABLES:
     data = tree[f'{name}_bytes'].tobytes()

@@ -41,6 +41,9 @@ class System:
     selection: what was generated to choose it.
     correct: float64 [r], 0 or 1, or a mean over members.
     lenient_correct: float64 [r], by the task's lenient rule.
+    released: float64 [r], by the rule released with the paper, of an answer
+      or a mean; that rule's vote is not kept, so None for votes and for any.
+      NaN without such a rule.
     abstention_rate: share of answers that could not be read.
     without_vote: questions on which all voters abstained.
   """
@@ -53,6 +56,7 @@ class System:
   selection: Cost
   correct: np.ndarray
   lenient_correct: np.ndarray
+  released: np.ndarray | None
   abstention_rate: float | None = None
   without_vote: int = 0
 
@@ -154,6 +158,7 @@ class _Story:
         spent,
         chosen.correct.mean(axis=0),
         chosen.lenient_correct.mean(axis=0),
+        chosen.released.mean(axis=0, dtype=np.float64),
         float((chosen.classes < 0).mean()),
       )
     )
@@ -363,6 +368,7 @@ class _Story:
         spent,
         vote.correct.astype(np.float64),
         vote.lenient_correct.astype(np.float64),
+        voters.released[0].astype(np.float64) if k == 1 else None,
         vote.abstention_rate,
         int((vote.speaker < 0).sum()),
       )
@@ -386,5 +392,6 @@ class _Story:
         Cost(),
         pick(voters.correct).astype(np.float64),
         pick(voters.lenient_correct).astype(np.float64),
+        None if which is None else voters.released[which].astype(np.float64),
       )
     )

@@ -298,6 +298,8 @@ def block(
     lenient=column([x.lenient_reward for x in judged], np.float32),
     correct=column([x.is_correct for x in judged], bool),
     lenient_correct=column([x.is_lenient_correct for x in judged], bool),
+    # None becomes NaN.
+    released=column([x.released for x in judged], np.float32),
     answer=column([index[x.answer] for x in judged], np.int32),
     lenient_answer=column([index[x.lenient_answer] for x in judged], np.int32),
     num_tokens=column(num_tokens, np.int32),

@@ -50,6 +50,7 @@ class Panel:
     classes, lenient_classes: int32 [K, r], answers to one question that are
       equal to the task have equal numbers; -1 abstains.
     correct, lenient_correct: bool [K, r].
+    released: float32 [K, r], accuracy by the released rule; NaN without it.
     num_tokens: int32 [K, r].
     texts: [K][r], what was written; empty where it was not kept.
     answers: [K][r], strict answers; None abstains.
@@ -59,6 +60,7 @@ class Panel:
   lenient_classes: np.ndarray
   correct: np.ndarray
   lenient_correct: np.ndarray
+  released: np.ndarray
   num_tokens: np.ndarray
   texts: list[list[str]]
   answers: list[list[str | None]]
@@ -159,6 +161,7 @@ def _panel(
     lenient_classes=lenient_classes,
     correct=pick(block.correct),
     lenient_correct=pick(block.lenient_correct),
+    released=pick(block.released),
     num_tokens=pick(block.num_tokens),
     texts=[[texts[i] if texts else '' for i in row] for row in pick(index)],
     answers=[[words[i] for i in row] for row in answer],

@@ -31,7 +31,7 @@ from thicket import (
   sharding,
   trees,
 )
-from thicket.blocks import Block
+from thicket.blocks import from_rewards
 from thicket.ledger import Ledger
 from thicket.population import BASE, Members, Population
 from thicket.storage import as_path
@@ -324,7 +324,9 @@ class _Scorer:
       if len(found) > kept:
         new = np.concatenate(found[kept:])
         names = ids[sum(map(len, found[:kept])) :][: len(new)]
-        self._ledger.append('selection', _block(names, new, rows.start or 0))
+        self._ledger.append(
+          'selection', from_rewards(names, new, rows.start or 0)
+        )
         kept = len(found)
 
     try:
@@ -378,23 +380,3 @@ def _over_members(fn, *, mesh: Mesh, in_axes: Tree):
     )(weights, batch)
 
   return run
-
-
-def _block(member_ids: np.ndarray, rewards: np.ndarray, first: int) -> Block:
-  """Rewards [m, r] as rows of the ledger; there are no texts or answers."""
-  shape = (*rewards.shape, 1)
-  return Block(
-    members=member_ids,
-    rows=first + np.arange(shape[1], dtype=np.int64),
-    draws=np.zeros(1, np.int32),
-    seen=np.ones(shape, bool),
-    reward=rewards[..., None],
-    lenient=rewards[..., None],
-    correct=np.zeros(shape, bool),
-    lenient_correct=np.zeros(shape, bool),
-    answer=np.full(shape, -1, np.int32),
-    lenient_answer=np.full(shape, -1, np.int32),
-    num_tokens=np.zeros(shape, np.int32),
-    truncated=np.zeros(shape, bool),
-    answers=(),
-  )

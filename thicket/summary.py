@@ -56,7 +56,7 @@ def build(answers: Answers, plan: Plan, compared: Comparison) -> Summary:
       plan.splits.test, compared.base, compared.ensemble, vote
     ),
     'near_duplicates': overlap.summary(plan.splits),
-    'missing': compared.missing,
+    'missing': compared.missing + _not_released(compared),
   }
   summary['verdict'] = conclusions.verdict(plan, compared, summary)
   return summary
@@ -91,6 +91,7 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
       # It stands first.
       'accuracy': rate(block.correct[0]),
       'lenient_accuracy': float(block.lenient_correct[0].mean()),
+      'released_accuracy': _released(block.released[0]),
       'abstention_rate': float((block.answer[0] < 0).mean()),
       'truncation_rate': float(block.truncated[0].mean()),
       'mean_tokens': float(block.num_tokens[0].mean()),
@@ -99,6 +100,11 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
       'count': len(ids),
       'mean_score': float(found.scores[finished].mean()),
       'best_score': float(found.scores[finished].max()),
+      'mean_accuracy': float(block.correct[1:][finished].mean()),
+      'mean_lenient_accuracy': float(
+        block.lenient_correct[1:][finished].mean()
+      ),
+      'mean_released_accuracy': _released(block.released[1:][finished]),
       'per_sigma': per_sigma,
       'each': [
         {
@@ -113,6 +119,25 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
     'cost': _cost(found.cost),
     'race': _race(plan, found),
   }
+
+
+def _released(values: np.ndarray | None) -> float | None:
+  """Their mean; None if one is not known, so that no two parts are mixed."""
+  if values is None:
+    return None
+  return _number(values.mean(dtype=np.float64))
+
+
+def _not_released(compared: Comparison) -> list[str]:
+  """Says so if some answers are older than what the released rule says."""
+  kept = [x.released for x in compared.systems if x.released is not None]
+  is_lacking = np.isnan(kept)  # [systems, questions]
+  if is_lacking.all() or not is_lacking.any():
+    return []
+  return [
+    'accuracy by the released rule, of systems some of whose answers were '
+    'judged by a version that did not keep it'
+  ]
 
 
 def _number(value: float) -> float | None:
@@ -160,6 +185,7 @@ def _systems(compared: Comparison) -> list[Summary]:
       'selection': _cost(system.selection),
       'accuracy': accuracy(system.correct),
       'lenient_accuracy': float(system.lenient_correct.mean()),
+      'released_accuracy': _released(system.released),
       'abstention_rate': system.abstention_rate,
       'without_vote': system.without_vote,
       'against_base': None,

@@ -68,7 +68,23 @@ def selection(summary: Mapping[str, Any]) -> Table:
       f'{row["best_score"]:.3f}',
       percent(above['rate'], above['interval']),
     )
+  base, members = summary['base'], summary['members']
+  if base['released_accuracy'] is not None:
+    rates = base['accuracy']['rate'], *_other_rules(base)
+    means = members['mean_accuracy'], *_other_rules(members, 'mean_')
+    table.caption = (
+      'accuracy %, strict, lenient, released: base '
+      f'{", ".join(map(share, rates))}; mean member '
+      f'{", ".join(map(share, means))}'
+    )
+    table.caption_justify = 'left'
   return table
+
+
+def _other_rules(
+  found: Mapping[str, Any], mean: str = ''
+) -> list[float | None]:
+  return [found[f'{mean}{rule}_accuracy'] for rule in ('lenient', 'released')]
 
 
 def accuracies(test: Mapping[str, Any]) -> Table:
@@ -98,13 +114,20 @@ def accuracies(test: Mapping[str, Any]) -> Table:
 
 
 def costs(test: Mapping[str, Any]) -> Table:
-  """What each system costs, and how its answers read."""
+  """What each system costs, and how its answers read.
+
+  The rule of the code released with the paper has a column where it was kept.
+  """
+  is_released = any(
+    row['released_accuracy'] is not None for row in test['systems']
+  )
   table = _table(
     'Cost, in answers (passes) / generated tokens',
     'system',
     'to choose it',
     'a question',
     'lenient %',
+    *(['released %'] if is_released else []),
     'abstain %',
   )
   for row in test['systems']:
@@ -115,6 +138,7 @@ def costs(test: Mapping[str, Any]) -> Table:
       chosen if spent['answers'] else '',
       f'{row["passes"]} / {row["tokens_per_question"]:.0f}',
       share(row['lenient_accuracy']),
+      *([share(row['released_accuracy'])] if is_released else []),
       share(row['abstention_rate']),
     )
   return table

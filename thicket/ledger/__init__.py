@@ -30,6 +30,7 @@ from thicket.blocks import (
   Block,
   LedgerError,
   Part,
+  adds,
   as_keys,
   from_block,
   pack,
@@ -138,11 +139,12 @@ class Ledger:
   def append(self, split: str, block: Block) -> None:
     """Saves the rows of a block that are new, as one range.
 
-    Rows already held with the same values are left out; a text may be added
-    to a row that had none. On return the range is finished and survives a
-    kill. Raises LedgerError for a row held with other values (naming its
-    key), for a block whose shapes or indices do not fit, and for a full or
-    read-only disk. Ctrl-C waits until the range is finished.
+    Rows already held with the same values are left out; a text, or what the
+    released rule says, may be added to a row that had none. On return the
+    range is finished and survives a kill. Raises LedgerError for a row held
+    with other values (naming its key), for a block whose shapes or indices do
+    not fit, and for a full or read-only disk. Ctrl-C waits until the range is
+    finished.
     """
     if not self._writable:
       raise LedgerError(
@@ -153,8 +155,7 @@ class Ledger:
     say = self._say(split)
     held = merge_parts(parts, part.keys, say)
     merge_parts([held, part], part.keys, say)
-    adds_text = (part.columns['text'] >= 0) & (held.columns['text'] < 0)
-    part = trim(part, part.seen & (~held.seen | adds_text))
+    part = trim(part, adds(part, held))
     if not part.seen.size:
       return
     with uninterrupted():

@@ -105,6 +105,14 @@ class Task(Protocol):
     """What accuracy counts; default equality with the gold answer."""
     return answer is not None and answer == example.gold
 
+  def released(self, response: str, example: Example) -> float | None:
+    """Accuracy in [0, 1] by the rule of the code released with the paper.
+
+    For comparison with published numbers, so with its defects. None, the
+    default: there is no such rule, or it is the strict one.
+    """
+    return None
+
   def group(self, answers: Sequence[str], example: Example) -> list[int]:
     """A class id for each answer to a question, from 0 in order of appearance.
 
@@ -137,7 +145,8 @@ class Parsed(Protocol):
 class Judgement:
   """What one response is worth; an answer of None abstains.
 
-  Fields without `lenient` in their names follow the strict rule.
+  Fields without `lenient` in their names follow the strict rule. `released`
+  is the accuracy by `Task.released`, if the task has it.
   """
 
   reward: float
@@ -146,14 +155,22 @@ class Judgement:
   answer: str | None
   lenient_answer: str | None
   is_lenient_correct: bool
+  released: float | None = None
 
 
 def judge(task: Task, response: str, example: Example) -> Judgement:
   """Judges a response: of the base model, or of a member.
 
   Raises:
-    TaskError: the task gave a reward outside its own range.
+    TaskError: the task gave a reward outside its own range, or a released
+      accuracy outside [0, 1].
   """
+  released = task.released(response, example)
+  if released is not None and not 0 <= released <= 1:  # refuses NaN, too
+    raise TaskError(
+      f'{task.name}, row {example.row_id}: released accuracy {released} is '
+      'outside [0, 1]'
+    )
   lenient = judge_answer(task, task.extract_lenient(response), example)
   strict = judge_answer(task, task.extract(response), example)
   return dataclasses.replace(
@@ -161,6 +178,7 @@ def judge(task: Task, response: str, example: Example) -> Judgement:
     lenient_reward=lenient.reward,
     lenient_answer=lenient.answer,
     is_lenient_correct=lenient.is_correct,
+    released=None if released is None else float(released),
   )
 
 
@@ -168,7 +186,7 @@ def judge_answer(task: Task, answer: str | None, example: Example) -> Judgement:
   """Judges an answer that is already normalised, such as a vote's.
 
   There is no response to be lenient about: what is strict and what is lenient
-  are equal.
+  are equal, and the released rule, which reads responses, says nothing.
 
   Raises:
     TaskError: the task gave a reward outside its own range.

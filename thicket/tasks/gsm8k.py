@@ -9,12 +9,18 @@ numbers: '18.', '$18' and '18.00' are one vote.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from thicket.tasks import base, numbers
 
 MARK = '####'
+
+# What the code released with the paper reads, and where: see `released`.
+_RELEASED_CHARS = 300
+_RELEASED_STRICT = re.compile(r'####\s*(-?[0-9][0-9.,]*)')
+_RELEASED_LOOSE = re.compile(r'-?[0-9][0-9.,]*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,3 +80,15 @@ class Gsm8k(base.Task):
     """The strict answer, or else the last number of the response."""
     strict = self.extract(response)
     return strict if strict is not None else numbers.last_number(response)
+
+  def released(self, response: str, example: base.Example) -> float:
+    """1 or 0 by the rule of the code released with the paper.
+
+    In its last 300 characters, the last '#### <number>' or else the last
+    number, as a string: '18.', '1,080' and '18.00' are not '18' and '1080'.
+    Behind '#### $' it sees no number, so it falls back on the last of all.
+    Written from a description: which of several marks it takes is a guess.
+    """
+    tail = response[-_RELEASED_CHARS:]
+    found = _RELEASED_STRICT.findall(tail) or _RELEASED_LOOSE.findall(tail)
+    return float(found[-1:] == [example.gold])
