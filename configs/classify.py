@@ -24,6 +24,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   # Or sum or mean, of the log-likelihoods of a label's tokens.
   config.task.score = 'calibrated'
   config.task.content_free = 'N/A'  # what calibrated is against
+  config.task.offsets = ()  # nats added to each label's score
   config.task.objective = 'accuracy'  # or likelihood, in nats
   config.task.method = 'score'  # or generate: the answer is written
 

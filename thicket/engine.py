@@ -148,7 +148,9 @@ class Engine:
 
     sharded = self._over_members(local, self._weight_specs)
     sizes = {'labels': len(asked.tokens)}
-    return self._call('the empty prompt', asked, sizes, sharded, (), weights)
+    return self._call(
+      'the empty prompt', asked.scoring, sizes, sharded, (), weights
+    )
 
   def score(
     self,
@@ -179,8 +181,9 @@ class Engine:
     rows, size = prompts.tokens.shape
     sizes = {'prompts': rows, 'slots': size, 'labels': len(asked.tokens)}
     return self._call(
-      'scoring', asked, sizes, sharded, (), weights, prefix, empty, prompts
-    )
+      'scoring', asked.scoring, sizes, sharded, (), weights, prefix, empty,
+      prompts,
+    )  # fmt: skip
 
   def choose(
     self,

@@ -61,6 +61,7 @@ class Labels:
     is_mean: score by the mean over a label's tokens, not by their sum.
     empty: tokens of the whole content-free prompt, whose scores are taken off;
       or none.
+    offsets: nats added to each label's score; or none.
     choose: the rule that picks a label by the logs of shares.
 
   Raises:
@@ -70,6 +71,7 @@ class Labels:
   tokens: tuple[tuple[int, ...], ...]
   is_mean: bool
   empty: tuple[int, ...]
+  offsets: tuple[float, ...]
   choose: Choose
 
   def __post_init__(self):
@@ -79,6 +81,11 @@ class Labels:
       for j, other in enumerate(self.tokens):
         if i != j and other[: len(one)] == one:
           raise ValueError(f'the tokens of label {i} begin those of label {j}')
+
+  @property
+  def scoring(self) -> tuple[Any, ...]:
+    """What scores depend on: all but the rule, which comes after them."""
+    return self.tokens, self.is_mean, self.empty, self.offsets
 
   @functools.cached_property
   def tree(self) -> _Tree:
@@ -219,6 +226,8 @@ def log_shares(
   found = jax.vmap(one, in_axes=(in_axes, 0))(members, prefix)
   if empty is not None:
     found = found - empty[:, None]
+  if labels.offsets:
+    found = found + np.array(labels.offsets, np.float32)[None, None]
   return jax.nn.log_softmax(found)
 
 

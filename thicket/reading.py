@@ -97,6 +97,7 @@ def _labels(
     tokens=tuple(found),
     is_mean=task.score == 'mean',
     empty=tuple(before) if task.score == 'calibrated' else (),
+    offsets=task.offsets,
     choose=choose,
   )
 

@@ -15,6 +15,7 @@ has no split: half of its rows, by a hash of the text, are for test.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -55,6 +56,8 @@ class Classify(base.Task):
       that are likely whatever the text says are not preferred (Holtzman et
       al., arXiv 2104.08315; Zhao et al., arXiv 2102.09690).
     content_free: the text that says nothing.
+    offsets: nats added to the score of each label, such as fit the base on
+      rows that are not for test; none by default.
     objective: what selection maximises, 'accuracy' or 'likelihood', the log
       of the gold label's share among all labels, in nats, at least -20.
 
@@ -74,6 +77,7 @@ class Classify(base.Task):
   method: str = 'score'
   score: str = 'calibrated'
   content_free: str = 'N/A'
+  offsets: tuple[float, ...] = ()
   objective: str = 'accuracy'
   max_new_tokens: int = 8
 
@@ -81,7 +85,7 @@ class Classify(base.Task):
   stop_strings: ClassVar[tuple[str, ...]] = ('\n',)
 
   def __post_init__(self):
-    for field in ('labels', 'words'):  # lists, where they come from JSON
+    for field in ('labels', 'words', 'offsets'):  # JSON has lists
       object.__setattr__(self, field, tuple(getattr(self, field)))
     base.check_settings(self, TEXT)
     for field, known in (
@@ -98,10 +102,14 @@ class Classify(base.Task):
       raise base.TaskError(
         f'classify: labels={self.labels!r}: name two at least'
       )
-    if self.words and len(self.words) != len(self.labels):
-      raise base.TaskError(
-        f'classify: words={self.words!r} for labels={self.labels!r}: one each'
-      )
+    for field in ('words', 'offsets'):
+      found = getattr(self, field)
+      if found and len(found) != len(self.labels):
+        raise base.TaskError(
+          f'classify: {field}={found!r} for labels={self.labels!r}: one each'
+        )
+    if not all(math.isfinite(nats) for nats in self.offsets):
+      raise base.TaskError(f'classify: offsets={self.offsets!r}: not finite')
     for field in ('labels', 'words'):
       _check_apart(field, getattr(self, field))
     if not self.content_free.strip():
