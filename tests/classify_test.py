@@ -530,7 +530,7 @@ def rows(tmp_path_factory):
 def _config(model, rows, **settings):
   config = load_config(f'{made.ROOT / "configs" / "classify.py"}:quick')
   config.model.name, config.task.path = model, rows
-  config.task.settings.update(settings)
+  config.task.update(settings)
   config.task.prompt_template = 'Q {text}='
   config.data.num_selection, config.data.num_test = 40, 60
   config.population.size = N

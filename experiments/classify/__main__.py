@@ -80,7 +80,7 @@ def config_of(
   config = configuration.get_config()
   config.task.path = str(path)
   config.task.prompt_template = PROMPT
-  config.task.settings.offsets = tuple(offsets)
+  config.task.offsets = tuple(offsets)
   config.data.num_selection, config.data.num_test = 64, 1024
   config.population.size = 256
   config.ensemble.sizes = (1, 5, 10)
