@@ -226,11 +226,8 @@ class _Story:
     label = max(task.labels, key=known.count)  # the first among equals
     hits = [task.is_correct(label, example) for example in splits.test]
     right = np.array(hits, np.float64)
-    self.told.systems.append(
-      System(
-        'majority', f'always {label}', 'control', 0, 0.0, Cost(), right, right
-      )
-    )
+    always = 'majority', f'always {label}', 'control', 0, 0.0, Cost()
+    self.told.systems.append(System(*always, right, right, None))
 
   def show_prompts(self) -> None:
     """The prompt that is best on selection, without any search in weights."""
