@@ -159,7 +159,23 @@ def test_first_last_and_only_do_not_look_past_an_unreadable_numeral():
   assert numbers.only_number('') is None
 
 
+@hypothesis.given(
+  st.text(
+    st.sampled_from('0123456789.,/-+$eE x_)\n\r%\u2212\u0661\uff12'),
+    max_size=40,
+  )
+)
+@hypothesis.settings(max_examples=2000, deadline=None)
+def test_the_last_and_the_only_number_are_those_of_all(text):
+  found = numbers.numerals(text)
+  assert numbers.last_number(text) == (found[-1] if found else None)
+  only = found[0] if len(found) == 1 else None
+  assert numbers.only_number(text) == only
+
+
 def test_long_hostile_text_is_read_in_linear_time():
   # Quadratic scanning of these would take minutes, not milliseconds.
   for text in ('a' * 10**6, '1' * 10**6, '- ' * 10**6, ' ' * 10**6 + '-1'):
     assert len(numbers.numerals(text)) <= 1
+  for text in ('\n' * 10**6, '-\n' * 10**6, '1/' * 10**6 + '\n'):
+    assert numbers.last_number(text) is None

@@ -15,6 +15,7 @@ hide nothing behind them: `1e999` is not the number 999.
 from __future__ import annotations
 
 import fractions
+import itertools
 import re
 
 MAX_DIGITS = 40  # far above any honest answer; keeps exact arithmetic cheap
@@ -80,14 +81,22 @@ def last_number(text: str) -> str | None:
 
   An unreadable one is not skipped: what stands before it was not the answer.
   """
-  found = numerals(text)
-  return found[-1] if found else None
+  end = len(text)
+  while end >= 0:
+    # Line by line from the end: no numeral holds a line's end, and what stands
+    # before the last is neither looked for nor read.
+    start = text.rfind('\n', 0, end) + 1
+    found = list(_RUN.finditer(text, start, end))
+    if found:
+      return _read(text, found[-1])
+    end = start - 1
+  return None
 
 
 def only_number(text: str) -> str | None:
   """The numeral of a text that holds exactly one, unreadable ones included."""
-  found = numerals(text)
-  return found[0] if len(found) == 1 else None
+  found = list(itertools.islice(_RUN.finditer(text), 2))
+  return _read(text, found[0]) if len(found) == 1 else None
 
 
 def _read(text: str, match: re.Match[str]) -> str | None:
