@@ -8,14 +8,18 @@ columns. Nothing is decoded: a row costs one forward pass over its prompt, and
 samples of the base cost no more than their first.
 """
 
+import pathlib
+
 import ml_collections
 
-from configs import llm
+from thicket.arguments import load_config
+
+_TEXTS = pathlib.Path(__file__).with_name('llm.py')
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """That of `configs/llm.py` with another task; arg 'quick' as there."""
-  config = llm.get_config(arg)
+  """What `configs/llm.py` asks, of another task; arg 'quick' as there."""
+  config = load_config(f'{_TEXTS}:{arg}')
   config.task.name = 'classify'
 
   # Fields of `thicket.tasks.classify.Classify`.

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import made
 import numpy as np
 import pytest
-import same
 import tiny
 import tiny_gguf
 from rich.console import Console
 
+from experiments.classify import __main__ as experiment
 from thicket import (
   batching,
   data,
@@ -486,8 +486,11 @@ def test_words_become_tokens_and_the_empty_prompt():
   [
     (('x', 'z'), "label 'z' has no tokens in this model"),
     (('x', 'y' * 9), "label 'yyyyyyyyy' has 9 tokens, above .* = 8"),
-    (('x', 'xy'), "tokens of 'xy' and 'x': one begin the other"),
-    (('x', 'xz'), "tokens of 'xz' and 'x': one begin the other"),
+    (
+      ('x', 'xy'),
+      r"\('x', 'xy'\): the tokens of label 0 begin those of label 1",
+    ),
+    (('xz', 'x'), 'the tokens of label 0 begin those of label 1'),
   ],
 )
 def test_words_that_cannot_be_scored(words, message):
@@ -500,6 +503,33 @@ def test_a_label_that_grows_into_the_prompt_is_warned_of(caplog):
   _read(('2', 'y'), plain, prompt_template='{text} 1')
   assert "label '2' is written with other tokens" in caplog.text
   assert "label 'y'" not in caplog.text
+
+
+# The experiment.
+
+
+def test_an_offset_is_the_middle_of_those_that_make_most_rows_right():
+  lead = np.array([-3.0, -1.0, 0.5, 2.0, 3.0, 4.0])  # of the first label
+  logs = np.stack([lead, np.zeros(6)], axis=1)
+  # Right for all but one between 0.5 and 2, and between 3 and 4.
+  gold = np.array([1, 1, 1, 0, 1, 0])
+  assert experiment.fit_offset(logs, gold) == 3.5
+  gold = np.array([1, 1, 1, 0, 0, 0])
+  offset = experiment.fit_offset(logs, gold)
+  assert offset == 1.25
+  np.testing.assert_array_equal(logs[:, 1] + offset > logs[:, 0], gold)
+
+
+def test_snippets_become_rows_of_text_and_label(tmp_path):
+  source, path = tmp_path / 'x.tsv', tmp_path / 'x.jsonl'
+  lines = ['1\t2.5\tFine.', '2\t-0.6\tMeh.', '3\t-1\tBad "it" is.']
+  source.write_text('\n'.join([*lines, f'4\t3\t{"x" * 71}']))
+  experiment.write_rows(source, path)
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert rows == [
+    {'text': 'Fine.', 'label': 'positive'},
+    {'text': 'Bad "it" is.', 'label': 'negative'},
+  ]
 
 
 # What a run makes of it.
@@ -644,14 +674,20 @@ def test_a_run_resumes_and_a_report_needs_no_model(
   assert 'always positive' in capsys.readouterr().out
 
 
-def test_the_devices_do_not_matter(finished, model, rows, tmp_path):
+def test_devices_that_share_a_model_give_the_same_labels(
+  finished, model, rows, tmp_path
+):
   folder, _, _ = finished
-  _run(_alone(_config(model, rows)), tmp_path / 'eight', devices=8)
+  config = _alone(_config(model, rows))
+  config.run.model_axis = 2
+  job, _ = _run(config, tmp_path / 'shared', devices=4)
+  assert dict(job._members._mesh.shape) == {'members': 2, 'model': 2}
   one, other = (
     stored.Stored(x).held(stored.load_plan(x).greedy, 'selection', range(N))
-    for x in (folder, tmp_path / 'eight')
+    for x in (folder, tmp_path / 'shared')
   )
-  same.assert_same(one, other)
+  # Labels within a rounding of each other may differ.
+  assert (one.answer == other.answer).mean() > 0.98
 
 
 def test_likelihood_is_a_reward_of_its_own(finished, model, rows, tmp_path):

@@ -84,22 +84,20 @@ def _labels(
         task.name,
         word,
       )
-    for other, theirs in zip(task.spoken, found, strict=False):
-      short, long = sorted((tuple(tokens), theirs), key=len)
-      if long[: len(short)] == short:
-        raise tasks.TaskError(
-          f'{task.name}: the tokens of {word!r} and {other!r}: one begin the '
-          'other, which never could be likelier; name others with '
-          'task.words'
-        )
     found.append(tuple(tokens))
-  return labels.Labels(
-    tokens=tuple(found),
-    is_mean=task.score == 'mean',
-    empty=tuple(before) if task.score == 'calibrated' else (),
-    offsets=task.offsets,
-    choose=choose,
-  )
+  try:
+    return labels.Labels(
+      tokens=tuple(found),
+      is_mean=task.score == 'mean',
+      empty=tuple(before) if task.score == 'calibrated' else (),
+      offsets=task.offsets,
+      choose=choose,
+    )
+  except ValueError as error:
+    raise tasks.TaskError(
+      f'{task.name}: {task.spoken}: {error}, so that the longer one could '
+      'never be likelier; name others with task.words'
+    ) from error
 
 
 class LabelJudge:

@@ -69,8 +69,8 @@ def write_rows(source: pathlib.Path, path: pathlib.Path) -> None:
     _, rating, text = line.split('\t')
     if abs(float(rating)) >= LEAST_RATING and len(text) <= MOST_CHARACTERS:
       label = 'positive' if float(rating) > 0 else 'negative'
-      lines.append(json.dumps({'text': text, 'label': label}) + '\n')
-  write_atomically(path, ''.join(lines))
+      lines.append(json.dumps({'text': text, 'label': label}))
+  write_atomically(path, '\n'.join(lines))
 
 
 def config_of(
@@ -297,7 +297,7 @@ def main(argv: list[str]) -> int:
     parser.error('--path names vader_movieReviewSnippets.tsv')
   found = search(args.path, args.workdir)
   path = args.workdir / RESULTS.name
-  write_atomically(path, json.dumps(found, indent=1) + '\n')
+  write_atomically(path, json.dumps(found, indent=1))
   print(markdown(found))
   print(f'\nwritten   {path}')
   return 0
