@@ -20,7 +20,7 @@ def main(port, process, folder):
   processes.watch(30)
   import population_test as ours
 
-  from thicket import answering, population, randopt, sharding
+  from thicket import answering, blocks, population, sharding
   from thicket.ledger import Ledger
 
   members = ours._members(devices=4, per_device=2)
@@ -45,10 +45,10 @@ def main(port, process, folder):
 
   multihost_utils.sync_global_devices = refuse
   reward = np.full((1, 3), process, np.float32)
-  block = randopt._block(np.array([1 - int(process)]), reward, 0)
-  blocks = answering._everyone([block], {(0, 0): 0, (1, 0): 1})
+  block = blocks.from_rewards(np.array([1 - int(process)]), reward, 0)
+  shared = answering._everyone([block], {(0, 0): 0, (1, 0): 1})
   ledger = Ledger.open(f'{folder}/ledger', {'of': 'both'})
-  for block in blocks:
+  for block in shared:
     ledger.append('test', block)
 
   number = 7 + int(process)
