@@ -2,12 +2,13 @@
 """Is a label's gain more than a shifted threshold? Movie reviews, one pass.
 
   python -m experiments.classify --path=vader_movieReviewSnippets.tsv
+  python -m experiments.classify --path=... --both    one more search
   python -m experiments.classify --speed      share of GEMM peak, a minute
   python -m experiments.classify --table      of the committed results
 
-Two searches on the same rows: around SmolLM2 as it is, whose labels lean to
-one side, and around SmolLM2 with one offset, in nats, that was fitted on the
-selection rows at the cost of a single pass over them.
+A search around SmolLM2 as it is, whose labels may lean to one side; and, as a
+control and with --both to search around, SmolLM2 with one offset, in nats,
+fitted on the selection rows at the cost of a single pass over them.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ from thicket.plan import Plan, make_plan
 from thicket.run import Run
 from thicket.storage import write_atomically
 from thicket.stored import Stored
+from thicket.tables import percent
 from thicket.tasks.base import Example
 
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'reviews.json'
 PROMPT = 'Is this movie review {labels}? Answer with that label only.\n\n{text}'
 LEAST_RATING = 1.0  # of -4..4; nearer to 0 raters did not agree on a sign
 MOST_CHARACTERS = 70  # short snippets, so that a member is seconds
+SEARCHES = ('plain', 'fitted')
 _REPEATS = 5
 
 
@@ -166,64 +169,76 @@ def _balance(examples: Sequence[Example]) -> dict[str, int]:
   return {label: golds.count(label) for label in sorted(set(golds))}
 
 
-def _fitted(
+def _with_offset(
   config: ml_collections.ConfigDict, plan: Plan, path: pathlib.Path
 ) -> dict[str, Any]:
-  """The offset, kept: a rounding must not make another recipe of a restart."""
+  """The base with its offset: nats, and the test rows it has right as 0s, 1s.
+
+  Kept, since a rounding must not make another recipe of a restart.
+  """
   if not path.exists():
-    logs = Base(config).logs(plan, config.decode.rows)['selection']
-    gold = [plan.task.labels.index(x.gold) for x in plan.splits.selection]
-    found = {
-      'offset': fit_offset(logs, np.array(gold)),
-      'says_second': float((logs[:, 1] > logs[:, 0]).mean()),
+    logs = Base(config).logs(plan, config.decode.rows)
+    gold = {
+      split: np.array([plan.task.labels.index(x.gold) for x in examples])
+      for split, examples in (
+        ('selection', plan.splits.selection),
+        ('test', plan.splits.test),
+      )
     }
+    nats = fit_offset(logs['selection'], gold['selection'])
+    says = logs['test'][:, 1] + nats > logs['test'][:, 0]
+    right = (says == gold['test']).astype(int)
+    found = {'offset': nats, 'right': ''.join(map(str, right))}
     write_atomically(path, json.dumps(found))
   return json.loads(path.read_text(encoding='utf-8'))
 
 
-def _correct(workdir: pathlib.Path, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Which test rows the base and the vote of the best k have right."""
+def _right(workdir: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """0 or 1 for each test row: the base's, and those of the vote of all K."""
   stored = Stored(workdir)
   plan = stored.plan
   summary = json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
-  ranked = [x['member'] for x in summary['selected']]
-  right = []
-  for ids in ([BASE], ranked):
+  found = []
+  for ids in ([BASE], [x['member'] for x in summary['selected']]):
     block = stored.get(plan.greedy, 'test', ids)
     voters = panel.of_members(plan.task, plan.splits.test, block, ids)
-    (vote,) = voters.votes([min(k, len(ids))])
-    right.append(vote.correct)
-  return right[0], right[1]
+    (vote,) = voters.votes([len(ids)])
+    found.append(vote.correct.astype(np.float64))
+  return found[0], found[1]
 
 
-def search(source: pathlib.Path, workdir: pathlib.Path) -> dict[str, Any]:
-  """Both searches, and the vote of the first against the second's base."""
+def search(
+  source: pathlib.Path, workdir: pathlib.Path, both: bool
+) -> dict[str, Any]:
+  """One search or both, and the first vote against the base's offset."""
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'rows.jsonl'
   write_rows(source, path)
   config = config_of(path)
   plan = make_plan(config)
-  found: dict[str, Any] = {
-    'rows': {
-      split: _balance(getattr(plan.splits, split))
-      for split in ('selection', 'test')
-    },
-    'base': _fitted(config, plan, workdir / 'offset.json'),
+  balance = {
+    split: _balance(getattr(plan.splits, split))
+    for split in ('selection', 'test')
   }
-  offsets = (0.0, found['base']['offset'])
-  print(json.dumps(found), flush=True)
-  for name, nats in (('plain', ()), ('fitted', offsets)):
-    job = Run(config_of(path, nats), str(workdir / name), Console(width=80))
+  print(json.dumps(balance), flush=True)
+  with_offset = _with_offset(config, plan, workdir / 'base.json')
+  nats = with_offset['offset']
+  found: dict[str, Any] = {'rows': balance}
+  for name in SEARCHES if both else SEARCHES[:1]:
+    offsets = (0.0, nats) if name == 'fitted' else ()
+    job = Run(config_of(path, offsets), str(workdir / name), Console(width=80))
     summary = job.finish()
     summary['repairs'].pop('items')
     summary['selection']['members'].pop('each')
     found[name] = summary
-  k = plan.sizes[-1]
-  _, vote = _correct(workdir / 'plain', k)
-  base, _ = _correct(workdir / 'fitted', k)
-  found['vote_against_offset'] = estimates.difference(
-    vote.astype(np.float64), base.astype(np.float64)
-  )
+  base, vote = _right(workdir / SEARCHES[0])
+  right = np.array([*map(float, with_offset['right'])])
+  found['offset'] = {
+    'nats': nats,
+    'accuracy': estimates.accuracy(right),
+    'against_base': estimates.difference(right, base),
+    'vote_against_it': estimates.difference(vote, right),
+  }
   return found
 
 
@@ -267,14 +282,19 @@ def speed(rows: int = 32, size: int = 24) -> dict[str, Any]:
 def markdown(found: dict[str, Any]) -> str:
   """The tables of a README."""
   parts = []
-  for name in ('plain', 'fitted'):
-    parts += [f'### {name}', table(found[name])]
-  against = found['vote_against_offset']
-  low, high = against['interval']
+  for name in SEARCHES:
+    if name in found:
+      parts += [f'### {name}', table(found[name])]
+  offset = found['offset']
+  pair = lambda name: percent(
+    offset[name]['difference'], offset[name]['interval'], '+'
+  )
+  accuracy = offset['accuracy']
   parts.append(
-    'The vote of the plain search against the base with its offset: '
-    f'{100 * against["difference"]:+.1f} points '
-    f'[{100 * low:+.1f}, {100 * high:+.1f}], exact p = {against["p"]:.2g}.'
+    f'The base with an offset of {offset["nats"]:g} nats: '
+    f'{percent(accuracy["rate"], accuracy["interval"])}%, '
+    f'{pair("against_base")} points against the base; the vote of the plain '
+    f'search against it: {pair("vote_against_it")} points.'
   )
   return '\n\n'.join(parts)
 
@@ -284,6 +304,9 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(prog='python -m experiments.classify')
   parser.add_argument('--path', type=pathlib.Path, help='the TSV file')
   parser.add_argument('--workdir', default='runs/classify', type=pathlib.Path)
+  parser.add_argument(
+    '--both', action='store_true', help='search around the offset too'
+  )
   parser.add_argument('--speed', action='store_true', help='the speed alone')
   parser.add_argument('--table', action='store_true', help='of the results')
   args = parser.parse_args(argv)
@@ -295,7 +318,7 @@ def main(argv: list[str]) -> int:
     return 0
   if args.path is None:
     parser.error('--path names vader_movieReviewSnippets.tsv')
-  found = search(args.path, args.workdir)
+  found = search(args.path, args.workdir, args.both)
   path = args.workdir / RESULTS.name
   write_atomically(path, json.dumps(found, indent=1))
   print(markdown(found))
