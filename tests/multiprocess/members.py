@@ -72,7 +72,7 @@ def main(port, process, folder):
     order=order,
     whole=whole,
     crossed=crossed,
-    block_ids=[int(block.members[0]) for block in blocks],
+    block_ids=[int(block.members[0]) for block in shared],
     empty=len(theirs[0]),
     shared=theirs[1]['a/b'],
     num_messages=len(messages),
