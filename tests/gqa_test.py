@@ -170,7 +170,7 @@ def test_the_released_rule_finds_what_was_not_meant(
 
 def test_a_right_answer_is_worth_everything(task):
   verdict = base.judge(task, '\\boxed{Couches}', EXAMPLE)
-  assert verdict == base.Judgement(1.0, 1.0, True, 'sofa', 'sofa', True)
+  assert verdict == base.Judgement(1.0, 1.0, True, 'sofa', 'sofa', True, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_gold_solution_is_worth_everything(task):
   row = task.parse(ROW, 0)
   answer = r'2\sqrt{3}'
   assert base.judge(task, ROW['solution'], row) == base.Judgement(
-    1.0, 1.0, True, answer, answer, True
+    1.0, 1.0, True, answer, answer, True, 1.0
   )
   assert task.released(ROW['solution'], row) == 1.0
 
@@ -169,7 +169,9 @@ def test_equivalent_answers_vote_together(task):
 def test_strict_and_lenient_rewards_are_told_apart(task):
   row = task.parse(ROW, 0)
   verdict = base.judge(task, r'The answer is $\sqrt{12}$.', row)
-  assert verdict == base.Judgement(0.0, 1.0, False, None, r'\sqrt{12}', True)
+  assert verdict == base.Judgement(
+    0.0, 1.0, False, None, r'\sqrt{12}', True, 0.0
+  )
 
 
 @pytest.mark.parametrize(

@@ -628,6 +628,7 @@ assert 1 <= found[0][0] < 8, found
 """
 
 
+@pytest.mark.slow
 def test_memory_that_really_runs_out():
   done = subprocess.run(
     [sys.executable, '-c', REAL],

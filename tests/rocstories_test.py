@@ -43,7 +43,7 @@ def test_the_gold_order_tells_the_story(task):
   assert (example.row_id, example.meta) == (7, {})
   verdict = base.judge(task, f'Order: {example.gold}', example)
   assert verdict == base.Judgement(
-    1.0, 1.0, True, example.gold, example.gold, True
+    1.0, 1.0, True, example.gold, example.gold, True, 1.0
   )
 
 

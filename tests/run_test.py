@@ -154,7 +154,7 @@ def test_the_summary_is_json_with_everything_in_it(finished):
   assert set(stored) == {
     'recipe', 'effective_sigmas', 'work',
     'run', 'selection', 'selected', 'tested', 'choices', 'test', 'curves',
-    'quality', 'repairs', 'verdict', 'missing',
+    'quality', 'repairs', 'verdict', 'missing', 'near_duplicates',
   }  # fmt: skip
   assert set(stored['work']) == {'stored', 'this_run', 'devices'}
   assert set(stored['work']['this_run']) == {

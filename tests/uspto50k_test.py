@@ -116,9 +116,9 @@ def test_extraction(task, response, strict, lenient):
 
 def test_a_right_answer_is_worth_everything(task):
   verdict = base.judge(task, 'Hm. <answer>7</answer>', EXAMPLE)
-  assert verdict == base.Judgement(1.0, 1.0, True, '7', '7', True)
+  assert verdict == base.Judgement(1.0, 1.0, True, '7', '7', True, 1.0)
   verdict = base.judge(task, 'Class 7', EXAMPLE)
-  assert verdict == base.Judgement(0.0, 1.0, False, None, '7', True)
+  assert verdict == base.Judgement(0.0, 1.0, False, None, '7', True, 1.0)
 
 
 def test_one_answer_for_all_is_worth_one_class():
