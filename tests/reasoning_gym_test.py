@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from thicket import data, tasks
-from thicket.data.rows import canonical
 from thicket.tasks import base
 from thicket.tasks import reasoning_gym as adapter
+from thicket.tasks.base import canonical
 
 package = pytest.importorskip('reasoning_gym')
 

@@ -27,7 +27,6 @@ from absl import logging
 from thicket.data import overlap, sources
 from thicket.data.rows import (
   SPLITS,
-  canonical,
   check_disjoint,
   digest,
   examples_from_json,
@@ -93,7 +92,7 @@ def load(
   train, test = _read(task, path, source)
 
   def place(row: base.Example) -> tuple[bytes, int]:
-    draw = digest(f'{seed}:{canonical(row.question)}', 'order')
+    draw = digest(f'{seed}:{base.canonical(row.question)}', 'order')
     return draw, row.row_id
 
   census = _Census()
@@ -196,8 +195,8 @@ def _read(task, path, source) -> tuple[Rows, Rows]:
     return _halves(lambda: unique[0])
   train, test = unique
   # The test rows stay as published; what can be chosen on gives way.
-  tested = {canonical(row.question) for row in test}
-  kept = [row for row in train if canonical(row.question) not in tested]
+  tested = {base.canonical(row.question) for row in test}
+  kept = [row for row in train if base.canonical(row.question) not in tested]
   if len(kept) < len(train):
     logging.warning(
       '%s: dropped %d training rows whose question is in test',
@@ -211,7 +210,7 @@ def _halves(rows: Rows) -> tuple[Rows, Rows]:
   """Splits by the question alone: no seed selects what another tests on."""
 
   def is_test(example: base.Example) -> bool:
-    return digest(canonical(example.question), 'half')[0] < 128
+    return digest(base.canonical(example.question), 'half')[0] < 128
 
   return (
     lambda: (row for row in rows() if not is_test(row)),

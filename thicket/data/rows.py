@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,17 +26,11 @@ def parse(task: base.Parsed, row: Any, where: str) -> base.Example:
     raise base.TaskError(f'{where}: a {type(row).__name__}, not an object')
   try:
     example = task.parse(row, 0)
-    hashed = digest(canonical(example.question), 'row')
+    hashed = digest(base.canonical(example.question), 'row')
   except (base.TaskError, UnicodeError) as error:
     raise base.TaskError(f'{where}: {error}') from error
   # 63 of 64 bits: row ids are stored as signed integers.
   return dataclasses.replace(example, row_id=int.from_bytes(hashed) >> 1)
-
-
-def canonical(question: str) -> str:
-  """The question without what a reader would not notice."""
-  text = unicodedata.normalize('NFKC', question).casefold()
-  return ' '.join(text.split())
 
 
 def digest(text: str, purpose: str) -> bytes:
@@ -57,11 +50,11 @@ def without_repeats(
   kept: dict[str, base.Example] = {}
   num_dropped = num_contrary = 0
   for row in rows:
-    other = kept.setdefault(canonical(row.question), row)
+    other = kept.setdefault(base.canonical(row.question), row)
     if other is not row:
       num_dropped += 1
       num_contrary += other.gold != row.gold
-      kept[canonical(row.question)] = min(
+      kept[base.canonical(row.question)] = min(
         other, row, key=lambda x: (x.question, x.gold)
       )
   if num_dropped:
@@ -79,7 +72,7 @@ def check_disjoint(splits: base.Splits) -> None:
   seen: dict[str | int, str] = {}
   for name, rows in named(splits):
     for row in rows:
-      for key in (canonical(row.question), row.row_id):
+      for key in (base.canonical(row.question), row.row_id):
         if key in seen:
           raise base.TaskError(
             f'row {row.row_id} of {name} is also in {seen[key]}: '

@@ -52,8 +52,6 @@ class Arithmetic(base.Task):
   max_new_tokens: int = 24
 
   name: ClassVar[str] = 'arithmetic'
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
   stop_strings: ClassVar[tuple[str, ...]] = ('\n',)
 
   def __post_init__(self):

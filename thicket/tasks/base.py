@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -67,20 +68,20 @@ class Task(Protocol):
 
   Attributes:
     name: the key of the table in `thicket.tasks`.
-    output_kind: 'text', 'label' or 'value'.
-    reward_range: least and greatest reward.
+    output_kind: 'text', the default, 'label' or 'value'.
+    reward_range: least and greatest reward, by default 0 and 1.
     max_new_tokens: tokens after which a response is cut.
-    stop_strings: a response ends before the first of these.
+    stop_strings: a response ends before the first of these; by default none.
     prompt_template: holds `{question}`; its hash is part of the recipe.
     prompt_templates: templates to choose from; the first is the default of
       prompt_template, and none means that there is only prompt_template.
   """
 
   name: str
-  output_kind: str
-  reward_range: tuple[float, float]
+  output_kind: str = 'text'
+  reward_range: tuple[float, float] = (0.0, 1.0)
   max_new_tokens: int
-  stop_strings: tuple[str, ...]
+  stop_strings: tuple[str, ...] = ()
   prompt_template: str
   prompt_templates: tuple[str, ...] = ()
 
@@ -207,6 +208,34 @@ def judge_answer(task: Task, answer: str | None, example: Example) -> Judgement:
     lenient_answer=answer,
     is_lenient_correct=is_correct,
   )
+
+
+def canonical(question: str) -> str:
+  """The question without what a reader would not notice; it names a row."""
+  text = unicodedata.normalize('NFKC', question).casefold()
+  return ' '.join(text.split())
+
+
+def texts(
+  row: Mapping[str, Any], required: Sequence[str], optional: Sequence[str] = ()
+) -> list[str]:
+  """Fields of a row that hold text, in the order asked for.
+
+  An optional one that is not there is empty.
+
+  Raises:
+    TaskError: naming a field that is missing or no text.
+  """
+  found = []
+  for field in (*required, *optional):
+    value = row.get(field, '' if field in optional else None)
+    if not isinstance(value, str):
+      raise TaskError(
+        f'field {field!r} is {value!r}, not text; '
+        f'the row has {sorted(map(str, row))}'
+      )
+    found.append(value)
+  return found
 
 
 def check_settings(task: Task, placeholder: str = PLACEHOLDER) -> None:

@@ -150,17 +150,10 @@ class Classify(base.Task):
     Raises:
       TaskError: a field is missing or no text, or the label is not known.
     """
-    for field in ('text', 'label'):
-      if not isinstance(row.get(field), str):
-        raise base.TaskError(
-          f'field {field!r} is {row.get(field)!r}, not text; the row has '
-          f'{sorted(map(str, row))}'
-        )
-    if row['label'] not in self.labels:
-      raise base.TaskError(
-        f'label {row["label"]!r} is not one of {self.labels!r}'
-      )
-    return base.Example(row_id, row['text'], row['label'])
+    text, label = base.texts(row, ('text', 'label'))
+    if label not in self.labels:
+      raise base.TaskError(f'label {label!r} is not one of {self.labels!r}')
+    return base.Example(row_id, text, label)
 
   def extract(self, response: str) -> str | None:
     """The label that the first line is, by the strict rule; None abstains."""

@@ -11,14 +11,13 @@ abstains. All of them run in `thicket.sandbox` and nowhere else.
 
 from __future__ import annotations
 
+import abc
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from thicket import sandbox
-from thicket.tasks import base
+from thicket.tasks import base, tags
 
-_OPEN, _CLOSE = '<answer>', '</answer>'
 _PYTHON = ('python', 'python3', 'py')
 _FENCE = re.compile(r'( *)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*')
 _STARTS = re.compile(r'(?:async def|def|class|import|from)\s|@\w')
@@ -27,13 +26,12 @@ _STARTS = re.compile(r'(?:async def|def|class|import|from)\s|@\w')
 class Coded(base.Task):
   """A task whose answers are programs; a subclass says how they are tested."""
 
-  output_kind = 'text'
-  reward_range = (0.0, 1.0)
-  stop_strings = ()
+  def __post_init__(self):
+    base.check_settings(self)
 
+  @abc.abstractmethod
   def job(self, answer: str, example: base.Example) -> sandbox.Job:
     """The program that an answer makes, with the tests of its row."""
-    raise NotImplementedError
 
   def extract(self, response: str) -> str | None:
     """The program in the last '<answer>', else in the last Python block.
@@ -41,8 +39,8 @@ class Coded(base.Task):
     A block is fenced and closed, and says 'python'. Inside of the tags a block
     of any language counts, and without one all of the text. None abstains.
     """
-    _, is_open, rest = response.rpartition(_OPEN)
-    inner, is_closed, _ = rest.partition(_CLOSE)
+    _, is_open, rest = response.rpartition(tags.OPEN)
+    inner, is_closed, _ = rest.partition(tags.CLOSE)
     if is_open and is_closed:
       blocks = [code for _, code, done in _blocks(inner) if done]
       return tidy(blocks[-1] if blocks else inner)
@@ -131,23 +129,3 @@ def tidy(code: str) -> str | None:
   lines = [line.rstrip() if line.isspace() else line for line in _lines(code)]
   code = '\n'.join(lines).strip('\n').rstrip()
   return code or None
-
-
-def texts(
-  row: Mapping[str, Any], required: Sequence[str], optional: Sequence[str] = ()
-) -> list[str]:
-  """Fields of a row that hold text, in the order asked for.
-
-  Raises:
-    TaskError: naming a field that is missing or no text.
-  """
-  found = []
-  for field in (*required, *optional):
-    value = row.get(field, '' if field in optional else None)
-    if not isinstance(value, str):
-      raise base.TaskError(
-        f'field {field!r} is {value!r}, not text; '
-        f'the row has {sorted(map(str, row))}'
-      )
-    found.append(value)
-  return found

@@ -89,9 +89,6 @@ class Countdown(base.Task):
   max_new_tokens: int = 1024
 
   name: ClassVar[str] = 'countdown'
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-  stop_strings: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     base.check_settings(self)

@@ -142,9 +142,6 @@ class Gqa(base.Task):
   max_new_tokens: int = 256
 
   name: ClassVar[str] = 'gqa'
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-  stop_strings: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     base.check_settings(self)
@@ -156,19 +153,14 @@ class Gqa(base.Task):
       TaskError: a field is missing or no text, or the answer has no words or
         too many.
     """
-    for field in ('question', 'answer'):
-      if not isinstance(row.get(field), str):
-        raise base.TaskError(
-          f'field {field!r} is {row.get(field)!r}, not text; '
-          f'the row has {sorted(map(str, row))}'
-        )
-    gold = normalise(row['answer'])
+    question, answer = base.texts(row, ('question', 'answer'))
+    gold = normalise(answer)
     if gold is None:
       raise base.TaskError(
-        f'answer {row["answer"][:40]!r} must have 1 to {MAX_WORDS} words'
+        f'answer {answer[:40]!r} must have 1 to {MAX_WORDS} words'
       )
     meta = {'image': str(row['imageId'])} if 'imageId' in row else {}
-    return base.Example(row_id, row['question'], gold, meta)
+    return base.Example(row_id, question, gold, meta)
 
   def extract(self, response: str) -> str | None:
     """The normalised answer by the strict rule; None abstains."""

@@ -44,9 +44,6 @@ class Gsm8k(base.Task):
   max_new_tokens: int = 256
 
   name: ClassVar[str] = 'gsm8k'
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-  stop_strings: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     base.check_settings(self)
@@ -58,18 +55,13 @@ class Gsm8k(base.Task):
       TaskError: a field is missing or no text, or the answer has no number
         after its last '####'.
     """
-    for field in ('question', 'answer'):
-      if not isinstance(row.get(field), str):
-        raise base.TaskError(
-          f'field {field!r} is {row.get(field)!r}, not text; '
-          f'the row has {sorted(map(str, row))}'
-        )
-    gold = self.extract(row['answer'])
+    question, answer = base.texts(row, ('question', 'answer'))
+    gold = self.extract(answer)
     if gold is None:
       raise base.TaskError(
-        f'answer {row["answer"][-40:]!r} does not end with "{MARK} <number>"'
+        f'answer {answer[-40:]!r} does not end with "{MARK} <number>"'
       )
-    return base.Example(row_id, row['question'], gold)
+    return base.Example(row_id, question, gold)
 
   def extract(self, response: str) -> str | None:
     """The normalised answer by the strict rule; None abstains."""

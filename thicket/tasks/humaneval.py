@@ -44,16 +44,13 @@ class HumanEval(code.Coded):
 
   name: ClassVar[str] = 'humaneval'
 
-  def __post_init__(self):
-    base.check_settings(self)
-
   def parse(self, row: Mapping[str, Any], row_id: int) -> base.Example:
     """Reads one row.
 
     Raises:
       TaskError: a field is missing or no text, or `entry_point` is no name.
     """
-    prompt, entry_point, solution, test = code.texts(
+    prompt, entry_point, solution, test = base.texts(
       row, ('prompt', 'entry_point', 'canonical_solution', 'test')
     )
     if not entry_point.isidentifier():

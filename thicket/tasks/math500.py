@@ -54,14 +54,9 @@ class Math500(maths.Maths):
     Raises:
       TaskError: a field is missing or no text, or the answer cannot be read.
     """
-    for field in ('problem', 'answer'):
-      if not isinstance(row.get(field), str):
-        raise base.TaskError(
-          f'field {field!r} is {row.get(field)!r}, not text; '
-          f'the row has {sorted(map(str, row))}'
-        )
-    gold = latex.normal(row['answer'])
+    problem, answer = base.texts(row, ('problem', 'answer'))
+    gold = latex.normal(answer)
     if gold is None:
-      raise base.TaskError(f'answer {row["answer"]!r} cannot be read')
-    meta = {'released_gold': row['answer']}
-    return base.Example(row_id, row['problem'], gold, meta)
+      raise base.TaskError(f'answer {answer!r} cannot be read')
+    meta = {'released_gold': answer}
+    return base.Example(row_id, problem, gold, meta)

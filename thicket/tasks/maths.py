@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar
 
 from thicket.tasks import base, equivalence, latex, numbers, released_maths
 
@@ -35,10 +34,6 @@ class Maths(base.Task):
   Raises:
     TaskError: math-verify is not installed, or the limit is not positive.
   """
-
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-  stop_strings: ClassVar[tuple[str, ...]] = ()
 
   comparison_limit_s: float
 

@@ -45,9 +45,6 @@ class Mbpp(code.Coded):
 
   name: ClassVar[str] = 'mbpp'
 
-  def __post_init__(self):
-    base.check_settings(self)
-
   def parse(self, row: Mapping[str, Any], row_id: int) -> base.Example:
     """Reads one row.
 
@@ -56,7 +53,7 @@ class Mbpp(code.Coded):
         the code of one does not parse.
     """
     words = 'text' if 'text' in row else 'prompt'
-    text, solution, setup = code.texts(
+    text, solution, setup = base.texts(
       row, (words, 'code'), ('test_setup_code',)
     )
     tests = _list(row, 'test_list')

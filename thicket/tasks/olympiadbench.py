@@ -73,13 +73,9 @@ class OlympiadBench(maths.Maths):
       TaskError: a field is missing or not of its type, or an answer or a
         tolerance cannot be read.
     """
-    question, answers = row.get('question'), row.get('final_answer')
+    (question,) = base.texts(row, ('question',))
+    answers = row.get('final_answer')
     context, error = row.get('context'), row.get('error')
-    if not isinstance(question, str):
-      raise base.TaskError(
-        f"field 'question' is {question!r}, not text; "
-        f'the row has {sorted(map(str, row))}'
-      )
     is_list = isinstance(answers, list) and answers
     if not is_list or not all(isinstance(x, str) for x in answers):
       raise base.TaskError(

@@ -72,8 +72,6 @@ class Own(base.Task):
   code: str = dataclasses.field(init=False, default='')
 
   name: ClassVar[str] = 'jsonl'
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
   def __post_init__(self):
     base.check_settings(self)
@@ -107,12 +105,8 @@ class Own(base.Task):
     Raises:
       TaskError: naming the field at fault.
     """
-    question, given = row.get('question'), row.get(ANSWER)
-    if not isinstance(question, str):
-      raise base.TaskError(
-        f"field 'question' is {question!r}, not text; "
-        f'the row has {sorted(map(str, row))}'
-      )
+    (question,) = base.texts(row, ('question',))
+    given = row.get(ANSWER)
     is_plain = isinstance(given, str | int | float)
     # Parquet has all columns in each row, JSONL leaves out what is not there.
     meta = {

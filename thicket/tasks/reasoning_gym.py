@@ -15,13 +15,12 @@ import functools
 import importlib.metadata
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 from thicket.tasks import base
+from thicket.tasks.tags import CLOSE, OPEN, tagged
 
-OPEN, CLOSE = '<answer>', '</answer>'
 MAX_CHARS = 10_000  # of an answer that the package is asked about
 
 # Of this version it is known which scorers evaluate an answer as Python, by
@@ -86,10 +85,6 @@ class ReasoningGym(base.Task):
   max_new_tokens: int = 512
   version: str = dataclasses.field(init=False, default=VERSION)
 
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-  stop_strings: ClassVar[tuple[str, ...]] = ()
-
   def __post_init__(self):
     base.check_settings(self)
     for name, least in (('size', 1), ('seed', 0)):
@@ -107,17 +102,14 @@ class ReasoningGym(base.Task):
     """The rows, each question once, known by their number in the data set."""
     seen = set()
     for number, entry in enumerate(_entries(self._gym())):
-      text = unicodedata.normalize('NFKC', entry['question']).casefold()
-      key = ' '.join(text.split())
+      key = base.canonical(entry['question'])
       if key not in seen:
         seen.add(key)
         yield base.Example(number, entry['question'], str(entry['answer']))
 
   def extract(self, response: str) -> str | None:
     """What stands in the last answer tags; None abstains."""
-    before, _, _ = response.rpartition(CLOSE)
-    _, tag, answer = before.rpartition(OPEN)
-    return answer.strip() or None if tag else None
+    return (tagged(response) or '').strip() or None
 
   def extract_lenient(self, response: str) -> str | None:
     """The strict answer, or what follows an open tag, or the last line."""

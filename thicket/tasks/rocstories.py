@@ -61,9 +61,6 @@ class RocStories(base.Task):
   max_new_tokens: int = 64
 
   name: ClassVar[str] = 'rocstories'
-  output_kind: ClassVar[str] = 'text'
-  reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-  stop_strings: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     base.check_settings(self)
