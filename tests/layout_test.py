@@ -102,7 +102,6 @@ LEVELS = {
   'decode': 4,
   'batching': 4,
   'labels': 4,
-  'tabular': 3,
   'population': 5,
   'fit': 5,
   'selection': 5,

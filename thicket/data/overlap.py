@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,11 @@ def near_duplicates(splits: base.Splits) -> list[Near]:
   Splits are compared in their order: validation with selection, test with both.
   Takes time and memory in proportion to the text.
   """
+  return list(_near_duplicates(splits))
+
+
+@functools.lru_cache(maxsize=1)  # for the warning, then for the summary
+def _near_duplicates(splits: base.Splits) -> tuple[Near, ...]:
   found: list[Near] = []
   texts: dict[tuple[str, ...], tuple[str, int]] = {}
   runs: dict[int, tuple[str, int]] = {}
@@ -78,7 +84,7 @@ def near_duplicates(splits: base.Splits) -> list[Near]:
         texts.setdefault(said, place)
       for run in _runs(said):
         runs.setdefault(run, place)
-  return found
+  return tuple(found)
 
 
 def said(near: Sequence[Near], shown: int = 3) -> str:

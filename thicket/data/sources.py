@@ -10,9 +10,8 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
-from thicket import tabular
 from thicket.data import published
 from thicket.data.rows import parse
 from thicket.tasks import base
@@ -65,10 +64,8 @@ def read_file(path: pathlib.Path) -> Placed:
 
 def read_lines(lines: Iterable[bytes], path: pathlib.Path) -> Placed:
   """Rows of JSONL that is open; raises TaskError as `read_file`."""
-  for number, line in enumerate(lines, start=1):
-    if line.strip():
-      where = f'{path}, line {number}'
-      yield where, _load(line, where)
+  for where, line in _placed(lines, path):
+    yield where, _load(line, where)
 
 
 def read_tfds(
@@ -183,14 +180,49 @@ def _parsed(task: base.Parsed, rows: Placed) -> Iterator[base.Example]:
     yield parse(task, row, where)
 
 
-def _jsonl(path: pathlib.Path) -> Placed:
+def _opened(path: pathlib.Path) -> BinaryIO:
   # Bytes: text mode would also end a line inside a string, at a lone \r.
   try:
-    lines = path.open('rb')
+    return path.open('rb')
   except OSError as error:
     raise base.TaskError(f'{path}: cannot be read: {error.strerror}') from error
-  with lines:
+
+
+def _placed(
+  lines: Iterable[bytes], path: pathlib.Path
+) -> Iterator[tuple[str, bytes]]:
+  """The lines that are not empty, with where they stand."""
+  for number, line in enumerate(lines, start=1):
+    if line.strip():
+      yield f'{path}, line {number}', line
+
+
+def _jsonl(path: pathlib.Path) -> Placed:
+  with _opened(path) as lines:
     yield from read_lines(lines, path)
+
+
+def _tsv(path: pathlib.Path) -> Placed:
+  """Tab-separated cells (IANA): columns named first, no quotes, no escapes."""
+  columns: list[str] | None = None
+  with _opened(path) as lines:
+    for where, line in _placed(lines, path):
+      try:
+        cells = line.decode('utf-8').rstrip('\r\n').split('\t')
+      except UnicodeDecodeError as error:
+        raise base.TaskError(f'{where}: not UTF-8: {error}') from error
+      if columns is None:
+        columns = cells
+        if len(set(columns)) < len(columns):
+          raise base.TaskError(
+            f'{where}: columns={columns}: one is named twice'
+          )
+        continue
+      if len(cells) != len(columns):
+        raise base.TaskError(
+          f'{where}: {len(cells)} cells for the columns {columns}'
+        )
+      yield where, dict(zip(columns, cells, strict=True))
 
 
 def _json(path: pathlib.Path) -> Placed:
@@ -242,5 +274,5 @@ _READERS: dict[str, Callable[[pathlib.Path], Placed]] = {
   '.jsonl': _jsonl,
   '.json': _json,
   '.parquet': _parquet,
-  '.tsv': tabular.rows,
+  '.tsv': _tsv,
 }
