@@ -173,7 +173,7 @@ def test_shares_are_of_all_answers(place, found):
     truncated=column(False, True, True, False, True),
     num_tokens=column(1, 2, 3, 4, 5),
   )
-  said = base_scores.summary(block)
+  said = base_scores.summary.answered(block, 0)
   assert said.pop('accuracy') == estimates.rate(np.arange(5) < 2)
   assert said == {
     'lenient_accuracy': 0.6,

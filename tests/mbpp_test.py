@@ -4,6 +4,7 @@
 import json
 import pickle
 
+import confined
 import pytest
 
 from thicket import judging, sandbox, tasks
@@ -48,11 +49,7 @@ GOOD = 'def add_all(xs):\n  return sum(xs)'
 
 @pytest.fixture(scope='module')
 def task():
-  try:
-    sandbox.run(sandbox.Job(('a = 1',), 'assert True', ()))
-  except sandbox.SandboxError as error:
-    pytest.skip(f'no confinement here: {error}')
-  return tasks.make('mbpp')
+  return confined.task('mbpp')
 
 
 def fenced(code):

@@ -16,6 +16,7 @@ import numpy as np
 from thicket import conclusions, estimates, metrics, race
 from thicket.analysis import curves
 from thicket.analysis.repairs import repairs
+from thicket.blocks import Block
 from thicket.comparison import Comparison, System
 from thicket.data import overlap
 from thicket.estimates import accuracy, difference, rate
@@ -88,13 +89,7 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
     'rows': len(block.rows),
     'base': {
       'score': base_score,
-      # It stands first.
-      'accuracy': rate(block.correct[0]),
-      'lenient_accuracy': float(block.lenient_correct[0].mean()),
-      'released_accuracy': _released(block.released[0]),
-      'abstention_rate': float((block.answer[0] < 0).mean()),
-      'truncation_rate': float(block.truncated[0].mean()),
-      'mean_tokens': float(block.num_tokens[0].mean()),
+      **answered(block, 0),  # it stands first
     },
     'members': {
       'count': len(ids),
@@ -118,6 +113,18 @@ def selection_summary(plan: Plan, found: Ranking) -> Summary:
     },
     'cost': _cost(found.cost),
     'race': _race(plan, found),
+  }
+
+
+def answered(block: Block, place: int) -> Summary:
+  """What the answers of the member in this place come to, by each rule."""
+  return {
+    'accuracy': rate(block.correct[place]),
+    'lenient_accuracy': float(block.lenient_correct[place].mean()),
+    'released_accuracy': _released(block.released[place]),
+    'abstention_rate': float((block.answer[place] < 0).mean()),
+    'truncation_rate': float(block.truncated[place].mean()),
+    'mean_tokens': float(block.num_tokens[place].mean()),
   }
 
 

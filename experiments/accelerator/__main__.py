@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from rich.console import Console
-from rich.table import Table
 
+from experiments import layout
 from experiments.scale import count, hardware, predict
 from experiments.throughput.generation import Setting, perturber
 from experiments.throughput.timing import seconds
@@ -209,8 +209,7 @@ def rows(found: list[Row]) -> list[list[str]]:
 
 def markdown(found: list[Row]) -> str:
   """The table of the README."""
-  lines = [HEADER, ['---'] * len(HEADER), *rows(found)]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return layout.markdown(HEADER, rows(found))
 
 
 def main() -> None:
@@ -230,11 +229,11 @@ def main() -> None:
   print({key: f'{value:.3g}' for key, value in peak.items()}, flush=True)
   found = measure(model, args.model, device)
   kind = jax.devices()[0].device_kind
-  table = Table(title=f'{args.model}, bfloat16, {STEPS} steps, {kind}')
-  for name in HEADER:
-    table.add_column(name, justify='left' if name == 'family' else 'right')
-  for row in rows(found):
-    table.add_row(*row)
+  table = layout.printed(
+    f'{args.model}, bfloat16, {STEPS} steps, {kind}',
+    HEADER,
+    rows(found),
+  )
   Console(width=110).print(table)
   if args.output:
     result = {

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from experiments import layout
 from experiments.throughput.generation import Prompts
 from thicket import arguments, run, sharding
 from thicket.analysis.displacement import Mover, matched_sigma
@@ -191,8 +191,7 @@ def _scored(x: dict[str, Any]) -> list[str]:
 
 def markdown(found: dict[str, Any]) -> str:
   """The table of the README."""
-  lines = [list(HEADER), ['---'] * len(HEADER), *rows(found)]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return layout.markdown(HEADER, rows(found))
 
 
 def main() -> None:
@@ -210,11 +209,11 @@ def main() -> None:
     moved = found['groups'][group.name]
     rewards = scores(group, moved['sigma'], args.members, args.workdir)
     moved |= summary(rewards)
-  table = Table(title=f'SmolLM2-135M, N = {args.members}, {ROWS} questions')
-  for name in HEADER:
-    table.add_column(name, justify='left' if name == 'members' else 'right')
-  for row in rows(found):
-    table.add_row(*row)
+  table = layout.printed(
+    f'SmolLM2-135M, N = {args.members}, {ROWS} questions',
+    HEADER,
+    rows(found),
+  )
   console.print(table)
   found['seconds'] = time.monotonic() - start
   RESULTS.write_text(json.dumps(found, indent=1) + '\n')

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from experiments import layout
 from experiments.judging.responses import Responses
 from experiments.tasks import rows as found_rows
 from thicket import judging, tables, tasks
@@ -113,8 +113,7 @@ def table_rows(found: Found) -> list[list[str]]:
 
 def markdown(found: Found) -> str:
   """The table of the README."""
-  lines = [HEADER, ['---'] * len(HEADER), *table_rows(found)]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return layout.markdown(HEADER, table_rows(found))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -157,11 +156,11 @@ def main(argv: Sequence[str]) -> None:
     except (tasks.TaskError, ValueError) as error:
       found['skipped'][name] = str(error)
       print(f'skipped: {error}')
-  table = Table(title=f'{args.processes} processes on {found["cores"]} cores')
-  for name in HEADER:
-    table.add_column(name, justify='left' if name == 'task' else 'right')
-  for row in table_rows(found):
-    table.add_row(*row)
+  table = layout.printed(
+    f'{args.processes} processes on {found["cores"]} cores',
+    HEADER,
+    table_rows(found),
+  )
   Console(width=120, highlight=False).print(table)
   if args.output:
     args.output.parent.mkdir(exist_ok=True, parents=True)

@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments import layout
 from experiments.scale import study
 from thicket.plots import style
 
@@ -230,8 +231,7 @@ TABLES = {
 def markdown(rows: Rows) -> str:
   """A table as the README has it."""
   header, body = rows
-  lines = [header, ['---'] * len(header), *body]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  return layout.markdown(header, body)
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from experiments import layout
 from experiments.scaling.ladder import DOMAINS, Ladder, measure
 from experiments.scaling.law import (
   LADDERS,
@@ -160,8 +161,7 @@ def model_table(
 def markdown(table: tuple[list[str], list[list[str]]]) -> str:
   """A table for the README."""
   header, rows = table
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return layout.markdown(header, rows)
 
 
 TABLES = {

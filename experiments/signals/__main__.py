@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import signals as configuration
+from experiments import layout
 from experiments.throughput.__main__ import gemm_peak
 from thicket import problems, randopt, scoring, signals
 from thicket.array_run import ArrayRun
@@ -171,8 +172,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
   """The table of a README."""
-  lines = [COLUMNS, ['---'] * len(COLUMNS), *map(cells, rows)]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  return layout.markdown(COLUMNS, map(cells, rows))
 
 
 def speed_facts(found: dict[str, Any]) -> str:

@@ -17,12 +17,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from experiments import layout
 from experiments.tasks import rows as found_rows
-from thicket import arguments, estimates, tables, tasks
+from thicket import arguments, summary, tables, tasks
 from thicket.blocks import BASE, Block
 from thicket.run import USER_ERRORS, Run
 from thicket.storage import as_path, write_atomically
@@ -31,20 +30,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = pathlib.Path(__file__).parent / 'results'
 MODEL = 'smollm2-135m-instruct'
 Found = dict[str, Any]
-
-
-def summary(block: Block) -> Found:
-  """What one task's answers came to."""
-  # Where the task has no such rule, nothing is known of any row.
-  released = float(block.released.mean(dtype=np.float64))
-  return {
-    'accuracy': estimates.rate(block.correct),
-    'lenient_accuracy': float(block.lenient_correct.mean()),
-    'released_accuracy': None if np.isnan(released) else released,
-    'abstention_rate': float((block.answer < 0).mean()),
-    'truncation_rate': float(block.truncated.mean()),
-    'mean_tokens': float(block.num_tokens.mean()),
-  }
 
 
 def answer(
@@ -88,7 +73,7 @@ def measure(
       found['skipped'][name] = str(error)
       print(f'skipped: {error}')
     else:
-      found['tasks'][name] = summary(block)
+      found['tasks'][name] = summary.answered(block, 0)
     save(found)
   return found
 
@@ -118,8 +103,7 @@ def table_rows(found: Found) -> list[list[str]]:
 
 def markdown(found: Found) -> str:
   """The table of the README."""
-  lines = [HEADER, ['---'] * len(HEADER), *table_rows(found)]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return layout.markdown(HEADER, table_rows(found))
 
 
 def _before(path: pathlib.Path, asked: Found) -> Found:
@@ -161,11 +145,11 @@ def main(argv: Sequence[str]) -> None:
     as_path(output), json.dumps(found, indent=1)
   )
   found = measure(_before(output, asked), args, save)
-  table = Table(title=f'{asked["model"]}, greedy, at most {args.rows} rows')
-  for name in HEADER:
-    table.add_column(name, justify='left' if name == 'task' else 'right')
-  for row in table_rows(found):
-    table.add_row(*row)
+  table = layout.printed(
+    f'{asked["model"]}, greedy, at most {args.rows} rows',
+    HEADER,
+    table_rows(found),
+  )
   Console(width=120, highlight=False).print(table)
 
 

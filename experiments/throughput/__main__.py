@@ -27,8 +27,8 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from experiments import layout
 from experiments.throughput import theirs, whole, writing
 from experiments.throughput.generation import (
   STEPS,
@@ -279,8 +279,7 @@ HEADER = ['figure', 'least', 'median', 'most', 'target']
 
 def markdown(found: Found) -> str:
   """The table of the README."""
-  lines = [HEADER, ['---'] * len(HEADER), *rows(found)]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return layout.markdown(HEADER, rows(found))
 
 
 def main() -> None:
@@ -291,14 +290,12 @@ def main() -> None:
   args = parser.parse_args()
   start = time.monotonic()
   found = measure(args.repeats)
-  table = Table(
-    title=f'SmolLM2-135M, float32, M x B rows, {STEPS} steps timed, '
-    f'{jax.devices()[0].device_kind}'
+  table = layout.printed(
+    f'SmolLM2-135M, float32, M x B rows, {STEPS} steps timed, '
+    f'{jax.devices()[0].device_kind}',
+    HEADER,
+    rows(found),
   )
-  for name in HEADER:
-    table.add_column(name, justify='left' if name == 'figure' else 'right')
-  for row in rows(found):
-    table.add_row(*row)
   Console(width=100).print(table)
   print(f'{time.monotonic() - start:.0f} s in all')
   if args.output:
