@@ -609,6 +609,9 @@ def test_a_run_has_all_controls(finished):
   assert (majority['passes'], majority['accuracy']['rate']) == (0, share)
   assert majority['against_base']
   assert majority['against_samples'] is None
+  # One of two classes is all that it has right.
+  assert majority['balanced_accuracy'] == 0.5
+  assert all(0 <= x['balanced_accuracy'] <= 1 for x in systems.values())
 
 
 def test_the_ledger_holds_what_scoring_gives(finished, model):

@@ -197,6 +197,26 @@ def test_repeated_questions_are_dropped_and_never_from_test(
     _load(gsm8k, (11, 0, 20), path=folder)
 
 
+def test_rows_are_one_row_if_the_task_says_so(tmp_path):
+  task = tasks.make('uspto50k')
+  atoms = ['C', 'N', 'O', 'S', 'CC', 'CN', 'CO', 'CS', 'CCC', 'CCN']
+  rings = ['C1CCCC1', 'c1cccc1']  # other atoms, in the same letters
+  _write(
+    tmp_path / 'rows.jsonl',
+    [
+      {'class': 1, 'rxn_smiles': f'{ring}.{atom}>>{ring}{atom}'}
+      for ring in rings
+      for atom in atoms
+    ],
+  )
+  kwargs = {'path': tmp_path / 'rows.jsonl'}
+  with pytest.raises(base.TaskError, match='there are') as caught:
+    _load(task, (21, 0, 1), **kwargs)
+  train = int(str(caught.value).split('there are ')[1].split(';')[0])
+  splits = _load(task, (train, 0, 20 - train), **kwargs)
+  assert len({row.row_id for row in splits.selection + splits.test}) == 20
+
+
 def test_which_repeat_is_kept_does_not_depend_on_their_order(
   gsm8k, folder, caplog
 ):
@@ -271,11 +291,12 @@ def test_check_disjoint_names_the_row():
   row = base.Example(1, 'How many?', '2')
   same = base.Example(2, ' how  MANY?', '2')
   other = base.Example(1, 'How much?', '2')
-  data.check_disjoint(base.Splits((row,), (), ()))
+  task = tasks.make('arithmetic')
+  data.check_disjoint(task, base.Splits((row,), (), ()))
   for twin in (same, other):
     message = f'row {twin.row_id} of test is also in selection'
     with pytest.raises(base.TaskError, match=message):
-      data.check_disjoint(base.Splits((row,), (), (twin,)))
+      data.check_disjoint(task, base.Splits((row,), (), (twin,)))
 
 
 @pytest.mark.parametrize('name', ['arithmetic', 'gsm8k'])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GQA: short answers, what makes two of them one, and the released rule."""
 
+import dataclasses
+
 import pytest
 
 from thicket import tasks
@@ -193,3 +195,13 @@ def test_a_megabyte_is_judged(task, piece):
   for text in (response, '\\boxed{' + response):
     assert not base.judge(task, text, EXAMPLE).is_lenient_correct
     assert task.released(text, EXAMPLE) == 0
+
+
+def test_a_question_of_another_image_is_another_row(task):
+  same = base.Example(5, ROW['question'].upper(), 'sofa', EXAMPLE.meta)
+  other = dataclasses.replace(EXAMPLE, meta={'image': 'n000002'})
+  assert task.identity(same) == task.identity(EXAMPLE)
+  assert task.identity(other) != task.identity(EXAMPLE)
+  # Without images the question is all there is.
+  bare = dataclasses.replace(EXAMPLE, meta={})
+  assert task.identity(bare) == base.canonical(ROW['question'])

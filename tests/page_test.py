@@ -188,6 +188,34 @@ def test_the_released_rule_is_there_if_the_task_has_it(full, text, undrawn):
   assert len(Parsed(text).row('vote of best 10')) == 14
 
 
+def test_balanced_accuracy_is_there_if_the_task_has_classes(full, text):
+  words = 'Balanced</strong> accuracy is'
+  assert words not in text
+  summary = copy.deepcopy(full)
+  for system in summary['test']['systems']:
+    system['balanced_accuracy'] = 0.123
+  other = page.render(summary)
+  assert words in other
+  row = Parsed(other).row('vote of best 10')
+  assert len(row) == 15
+  assert row[6:8] == ['44.3', '12.3']
+  assert 'colspan="15"' in other
+
+
+def test_near_duplicates_are_told(full, text):
+  assert 'none of 384 validation and test questions nearly repeats' in text
+  pair = {
+    'split': 'test', 'row_id': 17, 'other_split': 'selection',
+    'other_row_id': 4, 'share': 0.875,
+  }  # fmt: skip
+  near = {'count': 1, 'rows': 384, 'examples': [pair]}
+  told = Parsed(page.render(full | {'near_duplicates': near})).text
+  assert (
+    'Of 384 validation and test questions, 1 nearly repeat one of an earlier '
+    'split, such as test 17 (87.5% of its words in selection 4).'
+  ) in told
+
+
 def test_bounds_say_so_and_are_compared_with_nothing(parsed, full, text):
   bounds = [x for x in full['test']['systems'] if x['kind'] == 'bound']
   assert len(bounds) == 3

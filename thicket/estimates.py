@@ -44,6 +44,25 @@ def accuracy(correct: np.ndarray) -> Estimate:
   }
 
 
+def balanced_accuracy(correct: np.ndarray, golds: Sequence[str]) -> float:
+  """The mean over classes of how right their rows are, 0..1.
+
+  Args:
+    correct: [r], of each row, 0 to 1.
+    golds: its class; those that do not occur do not count.
+
+  Raises:
+    ValueError: there are no rows, or not as many golds.
+  """
+  if len(correct) != len(golds) or not len(golds):
+    raise ValueError(
+      f'balanced_accuracy: {len(correct)} answers to {len(golds)} rows; needs '
+      'as many, and at least 1'
+    )
+  _, of = np.unique(np.asarray(golds), return_inverse=True)
+  return float(np.mean(np.bincount(of, correct) / np.bincount(of)))
+
+
 def difference(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
   """One of `differences`, of [r] against [r]."""
   (found,) = differences(ours[None], theirs[None])

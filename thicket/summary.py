@@ -19,7 +19,12 @@ from thicket.analysis.repairs import repairs
 from thicket.blocks import Block
 from thicket.comparison import Comparison, System
 from thicket.data import overlap
-from thicket.estimates import accuracy, difference, rate
+from thicket.estimates import (
+  accuracy,
+  balanced_accuracy,
+  difference,
+  rate,
+)
 from thicket.panel import of_members
 from thicket.plan import Plan
 from thicket.ranking import Answers, Cost, Ranking, scores_by_id
@@ -31,7 +36,7 @@ Facts = Callable[[], dict[str, Any]]
 def build(answers: Answers, plan: Plan, compared: Comparison) -> Summary:
   """The summary of a comparison, without what only a run knows."""
   found = compared.found
-  systems = _systems(compared)
+  systems = _systems(plan, compared)
   tested = _tested(answers, plan, compared)
   (vote,) = compared.ensemble.votes([plan.sizes[-1]])
   summary = {
@@ -178,9 +183,10 @@ def _race(plan: Plan, found: Ranking) -> Summary:
   return result
 
 
-def _systems(compared: Comparison) -> list[Summary]:
+def _systems(plan: Plan, compared: Comparison) -> list[Summary]:
   """Rows of the table; p-values are corrected over all of them."""
   base, rows = compared.systems[0], []
+  golds = [x.gold for x in plan.splits.test]
   pairs = []
   for system in compared.systems:
     row = {
@@ -191,6 +197,11 @@ def _systems(compared: Comparison) -> list[Summary]:
       'tokens_per_question': system.tokens,
       'selection': _cost(system.selection),
       'accuracy': accuracy(system.correct),
+      'balanced_accuracy': (
+        balanced_accuracy(system.correct, golds)
+        if plan.task.is_classification
+        else None
+      ),
       'lenient_accuracy': float(system.lenient_correct.mean()),
       'released_accuracy': _released(system.released),
       'abstention_rate': system.abstention_rate,

@@ -116,18 +116,20 @@ def accuracies(test: Mapping[str, Any]) -> Table:
 def costs(test: Mapping[str, Any]) -> Table:
   """What each system costs, and how its answers read.
 
-  The rule of the code released with the paper has a column where it was kept.
+  The mean over classes, and the rule of the code released with the paper, have
+  a column where they are known.
   """
-  is_released = any(
-    row['released_accuracy'] is not None for row in test['systems']
-  )
+  others = [
+    name
+    for name in ('balanced', 'lenient', 'released')
+    if any(row.get(f'{name}_accuracy') is not None for row in test['systems'])
+  ]
   table = _table(
     'Cost, in answers (passes) / generated tokens',
     'system',
     'to choose it',
     'a question',
-    'lenient %',
-    *(['released %'] if is_released else []),
+    *(f'{name} %' for name in others),
     'abstain %',
   )
   for row in test['systems']:
@@ -137,8 +139,7 @@ def costs(test: Mapping[str, Any]) -> Table:
       row['name'],
       chosen if spent['answers'] else '',
       f'{row["passes"]} / {row["tokens_per_question"]:.0f}',
-      share(row['lenient_accuracy']),
-      *([share(row['released_accuracy'])] if is_released else []),
+      *(share(row[f'{name}_accuracy']) for name in others),
       share(row['abstention_rate']),
     )
   return table

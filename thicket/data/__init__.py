@@ -7,7 +7,7 @@ larger split begins with the rows of the smaller one, and asking for more of
 one never moves another. Too few rows is an error: the code released with
 Neural Thickets (arXiv 2603.12228) tests on its selection rows in that case.
 
-Rows are known by their question, not by their place in a file, so that JSONL,
+Rows are known by what they ask, not by their place in a file, so that JSONL,
 Parquet and TFDS copies of a data set give the same row ids, splits and source
 hash. And rows that are added move no other: at the same sizes and seed, a new
 row may take the place of one that is then left out, but none changes from one
@@ -92,7 +92,7 @@ def load(
   train, test = _read(task, path, source)
 
   def place(row: base.Example) -> tuple[bytes, int]:
-    draw = digest(f'{seed}:{base.canonical(row.question)}', 'order')
+    draw = digest(f'{seed}:{task.identity(row)}', 'order')
     return draw, row.row_id
 
   census = _Census()
@@ -120,7 +120,7 @@ def load(
     test=tuple(tested),
     source=census.digest(),
   )
-  check_disjoint(splits)
+  check_disjoint(task, splits)
   if near := overlap.near_duplicates(splits):
     logging.warning('%s: %s', task.name, overlap.said(near))
   return splits
@@ -174,7 +174,7 @@ def _read(task, path, source) -> tuple[Rows, Rows]:
         f"{task.name}, path={path!r}: source='generated' needs a task that "
         f'generates its rows, and no path'
       )
-    return _halves(task.examples)
+    return _halves(task, task.examples)
   if not isinstance(task, base.Parsed):
     raise base.TaskError(
       f'{task.name} generates its rows: leave source={source!r} and '
@@ -190,13 +190,13 @@ def _read(task, path, source) -> tuple[Rows, Rows]:
     raise base.TaskError(
       f"source={source!r}: must be 'generated', 'files' or 'tfds:NAME'"
     )
-  unique = [without_repeats(rows, where) for where, rows in parts.items()]
+  unique = [without_repeats(task, rows, where) for where, rows in parts.items()]
   if len(unique) == 1:
-    return _halves(lambda: unique[0])
+    return _halves(task, lambda: unique[0])
   train, test = unique
   # The test rows stay as published; what can be chosen on gives way.
-  tested = {base.canonical(row.question) for row in test}
-  kept = [row for row in train if base.canonical(row.question) not in tested]
+  tested = {task.identity(row) for row in test}
+  kept = [row for row in train if task.identity(row) not in tested]
   if len(kept) < len(train):
     logging.warning(
       '%s: dropped %d training rows whose question is in test',
@@ -206,11 +206,11 @@ def _read(task, path, source) -> tuple[Rows, Rows]:
   return lambda: kept, lambda: test
 
 
-def _halves(rows: Rows) -> tuple[Rows, Rows]:
-  """Splits by the question alone: no seed selects what another tests on."""
+def _halves(task: base.Task, rows: Rows) -> tuple[Rows, Rows]:
+  """Splits by identity alone: no seed selects what another tests on."""
 
   def is_test(example: base.Example) -> bool:
-    return digest(base.canonical(example.question), 'half')[0] < 128
+    return digest(task.identity(example), 'half')[0] < 128
 
   return (
     lambda: (row for row in rows() if not is_test(row)),

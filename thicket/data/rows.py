@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows: how they are known, compared, kept apart and stored as JSON.
 
-A row is known by its question, not by its place in a file, so that copies of a
-data set in other containers and orders have the same row ids.
+A row is known by what it asks (`Task.identity`), not by its place in a file, so
+that copies of a data set in other containers and orders have the same row ids.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def parse(task: base.Parsed, row: Any, where: str) -> base.Example:
     raise base.TaskError(f'{where}: a {type(row).__name__}, not an object')
   try:
     example = task.parse(row, 0)
-    hashed = digest(base.canonical(example.question), 'row')
+    hashed = digest(task.identity(example), 'row')
   except (base.TaskError, UnicodeError) as error:
     raise base.TaskError(f'{where}: {error}') from error
   # 63 of 64 bits: row ids are stored as signed integers.
@@ -41,22 +41,21 @@ def digest(text: str, purpose: str) -> bytes:
 
 
 def without_repeats(
-  rows: Iterable[base.Example], where: str
+  task: base.Task, rows: Iterable[base.Example], where: str
 ) -> list[base.Example]:
-  """One row of each question; how many are dropped is logged.
+  """One row of each identity; how many are dropped is logged.
 
   Which of several is kept depends on what they say, not on their order.
   """
   kept: dict[str, base.Example] = {}
   num_dropped = num_contrary = 0
   for row in rows:
-    other = kept.setdefault(base.canonical(row.question), row)
+    identity = task.identity(row)
+    other = kept.setdefault(identity, row)
     if other is not row:
       num_dropped += 1
       num_contrary += other.gold != row.gold
-      kept[base.canonical(row.question)] = min(
-        other, row, key=lambda x: (x.question, x.gold)
-      )
+      kept[identity] = min(other, row, key=lambda x: (x.question, x.gold))
   if num_dropped:
     logging.warning(
       '%s: dropped %d rows that repeat an earlier question%s',
@@ -67,12 +66,12 @@ def without_repeats(
   return list(kept.values())
 
 
-def check_disjoint(splits: base.Splits) -> None:
-  """Raises TaskError where a question or a row id occurs twice, naming it."""
+def check_disjoint(task: base.Task, splits: base.Splits) -> None:
+  """Raises TaskError where a row or a row id occurs twice, naming it."""
   seen: dict[str | int, str] = {}
   for name, rows in named(splits):
     for row in rows:
-      for key in (base.canonical(row.question), row.row_id):
+      for key in (task.identity(row), row.row_id):
         if key in seen:
           raise base.TaskError(
             f'row {row.row_id} of {name} is also in {seen[key]}: '

@@ -72,6 +72,8 @@ class Task(Protocol):
     reward_range: least and greatest reward, by default 0 and 1.
     max_new_tokens: tokens after which a response is cut.
     stop_strings: a response ends before the first of these; by default none.
+    is_classification: gold answers are classes that many rows share, so that
+      accuracy is also reported as the mean over classes.
     prompt_template: holds `{question}`; its hash is part of the recipe.
     prompt_templates: templates to choose from; the first is the default of
       prompt_template, and none means that there is only prompt_template.
@@ -82,6 +84,7 @@ class Task(Protocol):
   reward_range: tuple[float, float] = (0.0, 1.0)
   max_new_tokens: int
   stop_strings: tuple[str, ...] = ()
+  is_classification: bool = False
   prompt_template: str
   prompt_templates: tuple[str, ...] = ()
 
@@ -89,6 +92,13 @@ class Task(Protocol):
     """The user's text; a chat template is put around it elsewhere."""
     # Not str.format: questions and templates may hold braces of their own.
     return self.prompt_template.replace(PLACEHOLDER, example.question)
+
+  def identity(self, example: Example) -> str:
+    """What names the row: rows of equal identity are one row.
+
+    By default the question, without what a reader would not notice.
+    """
+    return canonical(example.question)
 
   def extract(self, response: str) -> str | None:
     """The normalised answer by the strict rule; None abstains."""

@@ -82,6 +82,7 @@ class Classify(base.Task):
   max_new_tokens: int = 8
 
   name: ClassVar[str] = 'classify'
+  is_classification: ClassVar[bool] = True
   stop_strings: ClassVar[tuple[str, ...]] = ('\n',)
 
   def __post_init__(self):

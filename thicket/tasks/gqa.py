@@ -162,6 +162,11 @@ class Gqa(base.Task):
     meta = {'image': str(row['imageId'])} if 'imageId' in row else {}
     return base.Example(row_id, question, gold, meta)
 
+  def identity(self, example: base.Example) -> str:
+    """The question and its image: one question is asked of several."""
+    asked = super().identity(example)
+    return '\n'.join([asked, *filter(None, [example.meta.get('image')])])
+
   def extract(self, response: str) -> str | None:
     """The normalised answer by the strict rule; None abstains."""
     boxed = _boxed(response)
