@@ -154,7 +154,9 @@ def main(argv: Sequence[str]) -> None:
         for repeats in REPEATS
       ]
     except (tasks.TaskError, ValueError) as error:
-      found['skipped'][name] = str(error)
+      # Results are for all to read, whatever the folder is called here.
+      reason = str(error).replace(str(args.data), 'FOLDER')
+      found['skipped'][name] = reason
       print(f'skipped: {error}')
   table = layout.printed(
     f'{args.processes} processes on {found["cores"]} cores',
