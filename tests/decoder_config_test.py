@@ -12,6 +12,7 @@ import tiny
 import thicket
 from thicket import trees
 from thicket.models import decoder
+from thicket.models.decoder_config import Rope
 
 # Another value of each field, and whether it makes another tree.
 OTHERS = {
@@ -22,7 +23,7 @@ OTHERS = {
   'num_heads': (6, True),
   'num_kv_heads': (1, True),
   'head_dim': (8, True),
-  'rope_base': (200.0, False),
+  'ropes': ((Rope(200.0),) * 2, False),
   'norm_eps': (1e-2, False),
   'tie_head': (False, True),
 }

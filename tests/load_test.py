@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from thicket import trees
 from thicket.models import decoder
+from thicket.models.decoder_config import Rope
 from thicket.models.gguf import ModelFileError
 from thicket.models.hub import HubError
 from thicket.models.load import load
@@ -162,7 +163,7 @@ def test_stored_types_are_widened(kind, write):
 
 def test_defaults_that_old_files_leave_out(write):
   config = dataclasses.replace(
-    UNTIED, rope_base=10_000.0, num_kv_heads=4, head_dim=4, d_model=16
+    UNTIED, ropes=(Rope(1e4),) * 2, num_kv_heads=4, head_dim=4, d_model=16
   )
   path = write(
     config,

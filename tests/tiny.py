@@ -11,7 +11,7 @@ import numpy as np
 
 from thicket import trees
 from thicket.models import decoder
-from thicket.models.decoder_config import DecoderConfig
+from thicket.models.decoder_config import DecoderConfig, Rope
 
 # Every two sizes differ, so that a swapped axis cannot pass unseen; a small
 # base makes all wavelengths matter within a few tokens.
@@ -23,7 +23,7 @@ CONFIG = DecoderConfig(
   num_heads=4,
   num_kv_heads=2,
   head_dim=6,
-  rope_base=100.0,
+  ropes=(Rope(100.0),) * 2,
   norm_eps=1e-5,
   context_length=128,
   tie_head=True,
@@ -38,7 +38,7 @@ SMOLLM2_135M = DecoderConfig(
   num_heads=9,
   num_kv_heads=3,
   head_dim=64,
-  rope_base=100000.0,
+  ropes=(Rope(100000.0),) * 30,
   norm_eps=1e-5,
   context_length=8192,
   tie_head=True,
@@ -94,7 +94,7 @@ def reference(config, named, tokens):
   def heads(x, name, count):
     return (x @ named[name].T).reshape(T, count, H)
 
-  wavelengths = config.rope_base ** (np.arange(0, H, 2) / H)
+  wavelengths = config.ropes[0].base ** (np.arange(0, H, 2) / H)
   angles = np.arange(T)[:, None] / wavelengths
   cos = np.cos(np.concatenate([angles, angles], -1))[:, None]
   sin = np.sin(np.concatenate([angles, angles], -1))[:, None]

@@ -109,7 +109,7 @@ def metadata(config=CONFIG):
     'llama.attention.key_length': config.head_dim,
     'llama.attention.value_length': config.head_dim,
     'llama.attention.layer_norm_rms_epsilon': config.norm_eps,
-    'llama.rope.freq_base': config.rope_base,
+    'llama.rope.freq_base': config.ropes[0].base,
     'llama.rope.dimension_count': config.head_dim,
     'tokenizer.ggml.model': 'gpt2',
     'tokenizer.ggml.pre': 'gpt-2',

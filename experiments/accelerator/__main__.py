@@ -29,7 +29,7 @@ from experiments.throughput.generation import Setting, perturber
 from experiments.throughput.timing import seconds
 from thicket import families
 from thicket.models.decoder import Decoder, canonical_spec
-from thicket.models.decoder_config import DecoderConfig
+from thicket.models.decoder_config import DecoderConfig, Rope
 from thicket.models.load import LoadedModel, load
 
 SMOLLM2 = 'smollm2-135m-instruct'
@@ -41,7 +41,7 @@ LLAMA_3B = DecoderConfig(
   num_heads=24,
   num_kv_heads=8,
   head_dim=128,
-  rope_base=5e5,
+  ropes=(Rope(5e5),) * 28,
   norm_eps=1e-5,
   context_length=8192,
   tie_head=True,

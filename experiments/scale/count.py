@@ -25,7 +25,7 @@ import numpy as np
 from thicket import families, trees
 from thicket.families import FAMILIES
 from thicket.models import decoder
-from thicket.models.decoder_config import DecoderConfig
+from thicket.models.decoder_config import DecoderConfig, Rope
 
 BASE = 'base'  # no noise: what a server of one model does
 
@@ -37,7 +37,7 @@ LLAMA2_7B = DecoderConfig(
   num_heads=32,
   num_kv_heads=32,
   head_dim=128,
-  rope_base=1e4,
+  ropes=(Rope(1e4),) * 32,
   norm_eps=1e-5,
   context_length=4096,
   tie_head=False,
@@ -51,7 +51,7 @@ QWEN25_7B = DecoderConfig(
   num_heads=28,
   num_kv_heads=4,
   head_dim=128,
-  rope_base=1e6,
+  ropes=(Rope(1e6),) * 28,
   norm_eps=1e-6,
   context_length=32768,
   tie_head=False,
@@ -64,7 +64,7 @@ LLAMA3_8B = DecoderConfig(
   num_heads=32,
   num_kv_heads=8,
   head_dim=128,
-  rope_base=5e5,
+  ropes=(Rope(5e5),) * 32,
   norm_eps=1e-5,
   context_length=8192,
   tie_head=False,
@@ -77,7 +77,7 @@ LLAMA3_70B = DecoderConfig(
   num_heads=64,
   num_kv_heads=8,
   head_dim=128,
-  rope_base=5e5,
+  ropes=(Rope(5e5),) * 80,
   norm_eps=1e-5,
   context_length=8192,
   tie_head=False,

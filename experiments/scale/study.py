@@ -9,7 +9,7 @@ from typing import Any
 from experiments.scale import check, count
 from experiments.scale.hardware import DEVICES, H100, V5E, Device, Shares
 from experiments.scale.predict import Search, fastest, meshes
-from thicket.models.decoder_config import DecoderConfig
+from thicket.models.decoder_config import DecoderConfig, Rope
 
 COUNTS = (8, 256)
 # Where the smaller questions are asked.
@@ -46,7 +46,7 @@ SMOLLM2_135M = DecoderConfig(
   num_heads=9,
   num_kv_heads=3,
   head_dim=64,
-  rope_base=1e5,
+  ropes=(Rope(1e5),) * 30,
   norm_eps=1e-5,
   context_length=8192,
   tie_head=True,

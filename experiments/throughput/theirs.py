@@ -88,7 +88,7 @@ def _model(transformers: Any, torch: Any, model: LoadedModel) -> Any:
     num_attention_heads=c.num_heads,
     num_key_value_heads=c.num_kv_heads,
     head_dim=c.head_dim,
-    rope_theta=c.rope_base,
+    rope_theta=c.ropes[0].base,
     rms_norm_eps=c.norm_eps,
     max_position_embeddings=c.context_length,
     tie_word_embeddings=c.tie_head,

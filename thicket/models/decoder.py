@@ -265,7 +265,7 @@ class Decoder(nn.Module):
     T = tokens.shape[1]
     embed = Embed(c.vocab_size, c.d_model, name='embed')
     x = embed(tokens)
-    angles = rope_angles(positions, c.head_dim, c.rope_base)
+    angles = rope_angles(positions, c.head_dim, c.ropes[0].base)
     sees = np.tril(np.ones((T, T), bool)) if sees is None else sees
     # A padded query sees itself, so that its row of weights is not 0 / 0.
     fresh_mask = sees[None] & (mask[:, None, :] | np.eye(T, dtype=bool)[None])

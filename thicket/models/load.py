@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from thicket import sharding, trees
 from thicket.models.decoder import Decoder, canonical_spec
-from thicket.models.decoder_config import DecoderConfig
+from thicket.models.decoder_config import DecoderConfig, Rope
 from thicket.models.gguf import GgufFile, ModelFileError, open_gguf
 from thicket.models.hub import resolve
 from thicket.models.tokenizer import Tokenizer
@@ -163,7 +163,7 @@ def config_from_gguf(file: GgufFile) -> DecoderConfig:
     'num_heads': num_heads,
     'num_kv_heads': count('attention.head_count_kv', num_heads),
     'head_dim': head_dim,
-    'rope_base': number('rope.freq_base', 10000.0),
+    'ropes': (Rope(number('rope.freq_base', 10000.0)),) * count('block_count'),
     'norm_eps': number('attention.layer_norm_rms_epsilon'),
     'context_length': count('context_length'),
     'tie_head': 'output.weight' not in file.tensors,
