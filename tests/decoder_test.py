@@ -16,8 +16,9 @@ import pytest
 import tiny
 
 from thicket import trees
-from thicket.models import decoder
-from thicket.models.decoder import Context, KeyValue
+from thicket.models import attention, decoder
+from thicket.models.attention import Context, KeyValue
+from thicket.models.decoder_config import Rope
 
 NO_CONTEXT = Context()
 UNTIED = dataclasses.replace(tiny.CONFIG, tie_head=False)
@@ -257,10 +258,12 @@ def test_logits_of_bfloat16_weights_are_float32(config):
 
 
 def test_rotation_turns_pairs_and_keeps_lengths():
-  angles = decoder.rope_angles(np.array([[0, 1, 5]], np.int32), 4, 100.0)
+  angles = attention.rope_angles(
+    np.array([[0, 1, 5]], np.int32), 4, Rope(100.0)
+  )
   chex.assert_shape(angles, (1, 2, 1, 3))
   x = np.array([1, 0, 0, 1], np.float32).reshape(1, 4, 1, 1)
-  got = decoder.rotate(jnp.broadcast_to(x, (1, 4, 1, 3)), angles)[0, :, 0]
+  got = attention.rotate(jnp.broadcast_to(x, (1, 4, 1, 3)), angles)[0, :, 0]
   t = np.array([0.0, 1.0, 5.0])
   # Pairs are (0, 2) at rate 1 and (1, 3) at rate 1 / sqrt(100).
   want = [np.cos(t), -np.sin(t / 10), np.sin(t), np.cos(t / 10)]

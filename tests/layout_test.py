@@ -82,6 +82,7 @@ LEVELS = {
   'models': 2,
   'models.layers': 2,
   'models.decoder_config': 2,
+  'models.attention': 2,
   'models.decoder': 3,
   'models.hub': 3,
   'models.gguf': 3,

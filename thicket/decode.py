@@ -215,8 +215,9 @@ def generate(
   last_state = decoding.stop_table.shape[0] - 1
   pad = S - prompts.length[:, None]
   prompt_mask = np.arange(S)[None] >= pad  # [B, S]
-  cache_prompt_mask = np.arange(C)[None] >= pad  # [B, C]
   slot = jnp.arange(C)[None]
+  cache_prompt_mask = np.arange(C)[None] >= pad  # [B, C]
+  slot_positions = P + np.arange(C)[None] - pad  # [B, C]
   who = (member_ids, draws)
 
   def choose(logits, who, step):
@@ -240,7 +241,7 @@ def generate(
       token[:, None],
       P + prompts.length[:, None] + step - 1,
       np.ones((B, 1), bool),
-      Context(prefix, cache, seen),
+      Context(prefix, cache, seen, slot_positions),
     )
     return choose(logits, who, step), fresh
 

@@ -164,7 +164,7 @@ def _scores(
     jnp.broadcast_to(tree.token[None], (B, U)),
     P + length[:, None] + tree.depth[None] - 1,
     np.ones((B, U), bool),
-    Context(prefix, fresh, mask),
+    Context(prefix, fresh, mask, positions),
     all_logits=True,
     sees=tree.sees,
   )

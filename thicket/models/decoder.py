@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder-only transformer of the llama family (arXiv 2302.13971).
+"""A decoder-only transformer of any family that `DecoderConfig` describes.
+
+It starts from llama (arXiv 2302.13971); Qwen2 and 3 (2407.10671, 2505.09388),
+Gemma 2 and 3 (2408.00118, 2503.19786), OLMo 2 and 3 (2501.00656, 2512.13961)
+and Mistral (2310.06825) are other values of the same fields.
 
 The module never writes a cache. It attends to up to three stretches of keys
 and values (a prefix that all rows share, the rows' own earlier tokens, the
@@ -8,22 +12,22 @@ they are kept. One forward function thus serves a whole sequence, the prefill
 behind a shared prefix and a single decoding step.
 
 Layers are unrolled and each has arrays of its own: scanned or sliced from a
-stack, XLA copies a layer's weights at every step. q, k, v and gate, up are
+stack, XLA copies a layer's weights at every step. What differs from layer to
+layer, windows and rotary positions, is therefore a tuple of values that is
+read as layers are laid out, not an array that a scan would carry: layers
+without a window have no trace of one. q, k, v and gate, up are
 fused in one matrix, unless the model is split over devices, which wants the
 parts of each head on one device; `canonical_spec` keeps their names apart, so
 that noise is the same either way.
 Features come first in activations, as `layers` explains.
 
-Axes: B batch, T query time, P prefix time, S earlier time, D model, F hidden,
-N heads, K kv heads, G = N / K heads that share a kv head, H head dim,
-V vocabulary.
+Axes: B batch, T query time, D model, F hidden, N heads, K kv heads, H head
+dim, V vocabulary, C tokens asked about.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,168 +35,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from thicket import trees
+from thicket.models.attention import (
+  Attention,
+  Context,
+  KeyValue,
+  make_masks,
+  rope_angles,
+  soft_cap,
+)
 from thicket.models.decoder_config import DecoderConfig
-from thicket.models.layers import Embed, Linear, RMSNorm, precision
+from thicket.models.layers import Embed, Linear, RMSNorm, products
 
-
-class KeyValue(NamedTuple):
-  """Keys and values of one layer, laid out as attention reads them.
-
-  Attributes:
-    key: [B, K, H, time], already rotated; time is last so that the product
-      with a query reads it in order (6x faster on CPU than [.., time, H]).
-    value: [B, K, time, H].
-  """
-
-  key: jax.Array
-  value: jax.Array
-
-
-class Context(NamedTuple):
-  """What a forward pass may attend to besides its own tokens.
-
-  Attributes:
-    prefix: a pair for each layer, without B, which every row and query sees
-      whole; or None.
-    cache: a pair for each layer, the rows' earlier tokens; or None.
-    cache_mask: bool [B, S], true where the cache holds a token of the row.
-  """
-
-  prefix: Sequence[KeyValue] | None = None
-  cache: Sequence[KeyValue] | None = None
-  cache_mask: jax.Array | None = None
-
-
-def rope_angles(
-  positions: jax.Array, head_dim: int, base: float
-) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of rotary positions (arXiv 2104.09864).
-
-  Args:
-    positions: int32 [B, T].
-    head_dim: H.
-    base: the base of the geometric sequence of wavelengths.
-
-  Returns:
-    Two float32 arrays [1, H / 2, B, T].
-  """
-  exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
-  frequencies = np.asarray(base**-exponents, np.float32)
-  angles = positions.astype(jnp.float32)[None] * frequencies[:, None, None]
-  angles = angles[None]
-  return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotates the two halves of H in [heads, H, B, T], in float32."""
-  cos, sin = angles
-  low, high = jnp.split(x.astype(jnp.float32), 2, axis=1)
-  turned = jnp.concatenate(
-    [low * cos - high * sin, high * cos + low * sin], axis=1
-  )
-  return turned.astype(x.dtype)
-
-
-def attend(
-  query: jax.Array,
-  fresh: KeyValue,
-  fresh_mask: jax.Array,
-  prefix: KeyValue | None,
-  cache: KeyValue | None,
-  cache_mask: jax.Array | None,
-) -> jax.Array:
-  """Softmax attention over prefix, cache and fresh tokens together.
-
-  Args:
-    query: [N, H, B, T], rotated.
-    fresh: keys and values of the query's own T tokens.
-    fresh_mask: bool [B, T, T], true where a query may see a fresh token.
-    prefix: without B, all of it visible; or None.
-    cache: S earlier tokens; or None.
-    cache_mask: bool [B, S], or None.
-
-  Returns:
-    [N * H, B, T] in the dtype of the query. Scores, softmax and sums are
-    float32; its weights are rounded to the query's dtype for the product.
-  """
-  N, H, B, T = query.shape
-  K = fresh.key.shape[1]
-  # Rows and kv heads lead, as in the caches: products are then batched over
-  # the caches' own leading axes and no cache is ever transposed.
-  query = query.reshape(K, N // K, H, B, T) * query.dtype.type(H**-0.5)
-  query = jnp.transpose(query, (3, 0, 1, 4, 2)).reshape(B, K, -1, H)
-
-  def scores(keys, mask):
-    x = jnp.einsum(
-      'bkqh,khp->bkqp' if keys.ndim == 3 else 'bkqh,bkhp->bkqp',
-      query,
-      keys,
-      precision=precision(query),
-      preferred_element_type=jnp.float32,
-    )
-    if mask is None:
-      return x
-    x = x.reshape(B, K, N // K, T, -1)
-    x = jnp.where(mask[:, None, None], x, jnp.float32(-jnp.inf))
-    return x.reshape(B, K, -1, x.shape[-1])
-
-  stretches = [(fresh, fresh_mask)]
-  if cache is not None:
-    stretches.append((cache, cache_mask[:, None, :]))
-  if prefix is not None:
-    stretches.append((prefix, None))
-  parts = [scores(stretch.key, mask) for stretch, mask in stretches]
-  peak = functools.reduce(
-    jnp.maximum, [jnp.max(part, -1, keepdims=True) for part in parts]
-  )
-  parts = [jnp.exp(part - peak) for part in parts]
-  total = sum(jnp.sum(part, -1, keepdims=True) for part in parts)
-  mixed = sum(
-    jnp.einsum(
-      'bkqp,kph->bkqh' if stretch.value.ndim == 3 else 'bkqp,bkph->bkqh',
-      part.astype(query.dtype),
-      stretch.value,
-      precision=precision(query),
-      preferred_element_type=jnp.float32,
-    )
-    for part, (stretch, _) in zip(parts, stretches, strict=True)
-  )
-  mixed = (mixed / total).astype(query.dtype).reshape(B, K, N // K, T, H)
-  return jnp.transpose(mixed, (1, 2, 4, 0, 3)).reshape(N * H, B, T)
-
-
-class Attention(nn.Module):
-  """Grouped-query attention (arXiv 2305.13245) with rotary positions."""
-
-  config: DecoderConfig
-  fused: bool
-
-  @nn.compact
-  def __call__(self, x, angles, fresh_mask, prefix, cache, cache_mask):
-    """Maps [D, B, T] to ([D, B, T], the tokens' own `KeyValue`)."""
-    c = self.config
-    N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
-    if self.fused:
-      heads = Linear((N + 2 * K) * H, name='qkv')(x)
-      heads = heads.reshape(N + 2 * K, H, *x.shape[1:])
-      query, key, value = jnp.split(heads, (N, N + K))
-    else:
-      query, key, value = (
-        Linear(count * H, name=name)(x).reshape(count, H, *x.shape[1:])
-        for name, count in (('q', N), ('k', K), ('v', K))
-      )
-    fresh = KeyValue(
-      jnp.transpose(rotate(key, angles), (2, 0, 1, 3)),
-      jnp.transpose(value, (2, 0, 3, 1)),
-    )
-    mixed = attend(
-      rotate(query, angles), fresh, fresh_mask, prefix, cache, cache_mask
-    )
-    return Linear(c.d_model, name='out')(mixed), fresh
+_ACTIVATE = {
+  'silu': nn.silu,
+  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+}
 
 
 class MLP(nn.Module):
-  """SwiGLU (arXiv 2002.05202)."""
+  """A gated MLP: SwiGLU or GeGLU (arXiv 2002.05202)."""
 
   config: DecoderConfig
   fused: bool
@@ -200,16 +61,21 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [D, B, T] to [D, B, T]."""
-    F = self.config.d_ff
-    if self.fused:
-      gate, up = jnp.split(Linear(2 * F, name='gate_up')(x), 2)
-    else:
-      gate, up = (Linear(F, name=name)(x) for name in ('gate', 'up'))
-    return Linear(self.config.d_model, name='down')(nn.silu(gate) * up)
+    c = self.config
+    gate, up = products(
+      x,
+      'gate_up',
+      {'gate': c.d_ff, 'up': c.d_ff},
+      fused=self.fused,
+      bias=c.mlp_bias,
+    )
+    biases = (('bias', c.d_model),) if c.mlp_bias else ()
+    down = Linear(c.d_model, biases=biases, name='down')
+    return down(_ACTIVATE[c.activation](gate) * up)
 
 
 class Layer(nn.Module):
-  """Attention and MLP, each behind a norm and beside a residual."""
+  """Attention and MLP, each between norms and beside a residual."""
 
   config: DecoderConfig
   fused: bool
@@ -217,13 +83,17 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x, *attention_args):
     """Maps [D, B, T] to ([D, B, T], the tokens' own `KeyValue`)."""
-    norm = lambda name: RMSNorm(self.config.norm_eps, name=name)
-    mixed, fresh = Attention(self.config, self.fused, name='attention')(
-      norm('attention_norm')(x), *attention_args
+    c = self.config
+
+    def norm(is_there, name, x):
+      return RMSNorm(c.norm_eps, c.norm_offset, name=name)(x) if is_there else x
+
+    mixed, fresh = Attention(c, self.fused, name='attention')(
+      norm(c.norm_before, 'attention_norm', x), *attention_args
     )
-    x = x + mixed
-    mlp = MLP(self.config, self.fused, name='mlp')
-    return x + mlp(norm('mlp_norm')(x)), fresh
+    x = x + norm(c.norm_after, 'attention_after_norm', mixed)
+    mixed = MLP(c, self.fused, name='mlp')(norm(c.norm_before, 'mlp_norm', x))
+    return x + norm(c.norm_after, 'mlp_after_norm', mixed), fresh
 
 
 class Decoder(nn.Module):
@@ -265,28 +135,47 @@ class Decoder(nn.Module):
     T = tokens.shape[1]
     embed = Embed(c.vocab_size, c.d_model, name='embed')
     x = embed(tokens)
-    angles = rope_angles(positions, c.head_dim, c.ropes[0].base)
+    if c.embed_scale != 1:
+      x = x * x.dtype.type(c.embed_scale)  # rounded to it, as Gemma's own code
     sees = np.tril(np.ones((T, T), bool)) if sees is None else sees
-    # A padded query sees itself, so that its row of weights is not 0 / 0.
-    fresh_mask = sees[None] & (mask[:, None, :] | np.eye(T, dtype=bool)[None])
+    angles = {
+      rope: rope_angles(positions, c.head_dim, rope)
+      for rope in dict.fromkeys(c.ropes)
+    }
+    masks = {
+      window: make_masks(positions, mask, sees, context, window)
+      for window in dict.fromkeys(map(c.window, range(c.num_layers)))
+    }
     fresh = []
     for i in range(c.num_layers):
       x, kv = Layer(c, self.fused, name=f'layer_{i}')(
         x,
-        angles,
-        fresh_mask,
+        angles[c.ropes[i]],
+        masks[c.window(i)],
         context.prefix[i] if context.prefix is not None else None,
         context.cache[i] if context.cache is not None else None,
-        context.cache_mask,
       )
       fresh.append(kv)
     x = x if all_logits else x[:, :, -1]
-    x = RMSNorm(c.norm_eps, name='final_norm')(x)
+    x = RMSNorm(c.norm_eps, c.norm_offset, name='final_norm')(x)
     if c.tie_head:
       logits = embed.logits(x, vocabulary)
     else:
       logits = Linear(c.vocab_size, jnp.float32, name='head')(x, vocabulary)
-    return jnp.moveaxis(logits, 0, -1), fresh
+    return jnp.moveaxis(soft_cap(logits, c.logit_cap), 0, -1), fresh
+
+
+# Norms of a layer by their names in the tree. Checkpoints call the second one
+# of a layer after what it follows, whichever it is, or the MLP's own before it.
+_BEFORE = {
+  'attention_norm': 'input_layernorm',
+  'mlp_norm': 'post_attention_layernorm',
+}
+_AFTER = {
+  'attention_after_norm': 'post_attention_layernorm',
+  'mlp_after_norm': 'post_feedforward_layernorm',
+}
+_BOTH = _BEFORE | _AFTER | {'mlp_norm': 'pre_feedforward_layernorm'}
 
 
 def canonical_spec(config: DecoderConfig, fused: bool = True) -> trees.Tree:
@@ -303,58 +192,91 @@ def canonical_spec(config: DecoderConfig, fused: bool = True) -> trees.Tree:
   heads = trees.Axis('heads', c.num_kv_heads)
   hidden, vocab = trees.Axis('hidden', F), trees.Axis('vocab', V)
 
-  def leaf(layer, axes, *columns, **rows):
+  def leaf(layer, axes, columns, rows, kind='weight'):
+    """Of rows (size by name) under each other; () columns make vectors."""
     stem = 'model.layers.*.' if layer is not None else ''
     segments = tuple(
-      trees.Segment(f'{stem}{name}.weight', layer or 0, size)
+      trees.Segment(f'{stem}{name}.{kind}', layer or 0, size)
       for name, size in rows.items()
     )
     # Cut into parts, a fused array would not have those of one head together.
     axes = axes if len(segments) == 1 else (None,) * len(axes)
     return trees.Leaf((sum(rows.values()), *columns), segments, axes)
 
-  def layer(i):
-    def kernel(axes, columns, **rows):
-      return {'kernel': leaf(i, axes, columns, **rows)}
-
-    def kernels(whole, axis, **parts):
-      """Of parts (name in the checkpoint, size) by their names in the tree."""
-      if fused:
-        return {whole: kernel((axis, None), D, **dict(parts.values()))}
-      return {
-        name: kernel((axis, None), D, **dict([part]))
-        for name, part in parts.items()
-      }
-
-    qkv = kernels(
-      'qkv',
-      heads,
-      q=('self_attn.q_proj', NH),
-      k=('self_attn.k_proj', KH),
-      v=('self_attn.v_proj', KH),
-    )
-    gate_up = kernels(
-      'gate_up', hidden, gate=('mlp.gate_proj', F), up=('mlp.up_proj', F)
-    )
+  def norms(layer, names):
+    """Of names in the checkpoint and sizes by their names in the tree."""
     return {
-      'attention_norm': {'scale': leaf(i, (None,), input_layernorm=D)},
-      'attention': {
-        **qkv,
-        'out': kernel((None, heads), NH, **{'self_attn.o_proj': D}),
-      },
-      'mlp_norm': {'scale': leaf(i, (None,), post_attention_layernorm=D)},
-      'mlp': {
-        **gate_up,
-        'down': kernel((None, hidden), F, **{'mlp.down_proj': D}),
-      },
+      name: {'scale': leaf(layer, (axis,), (), {stored: size})}
+      for name, (stored, size, axis) in names.items()
     }
 
-  rows = (vocab, None)
+  def linear(i, axes, columns, name, size, bias):
+    found = {'kernel': leaf(i, axes, (columns,), {name: size})}
+    if bias:
+      found['bias'] = leaf(i, axes[:1], (), {name: size}, 'bias')
+    return found
+
+  def linears(i, whole, axis, bias, parts):
+    """Of parts (name in the checkpoint, size) by their names in the tree."""
+    if not fused:
+      return {
+        name: linear(i, (axis, None), D, *part, bias)
+        for name, part in parts.items()
+      }
+    found = {'kernel': leaf(i, (axis, None), (D,), dict(parts.values()))}
+    if bias:
+      for name, part in parts.items():
+        found[f'{name}_bias'] = leaf(i, (axis,), (), dict([part]), 'bias')
+    return {whole: found}
+
+  def head_norms(i):
+    sizes = {
+      None: {},
+      'head': {'q': (c.head_dim, None), 'k': (c.head_dim, None)},
+      'whole': {'q': (NH, heads), 'k': (KH, heads)},
+    }[c.head_norm]
+    return norms(
+      i,
+      {
+        f'{name}_norm': (f'self_attn.{name}_norm', *size)
+        for name, size in sizes.items()
+      },
+    )
+
+  def layer(i):
+    names = {
+      (True, False): _BEFORE,
+      (False, True): _AFTER,
+      (True, True): _BOTH,
+      (False, False): {},
+    }[c.norm_before, c.norm_after]
+    qkv = {
+      'q': ('self_attn.q_proj', NH),
+      'k': ('self_attn.k_proj', KH),
+      'v': ('self_attn.v_proj', KH),
+    }
+    gate_up = {'gate': ('mlp.gate_proj', F), 'up': ('mlp.up_proj', F)}
+    out = linear(i, (None, heads), NH, 'self_attn.o_proj', D, c.out_bias)
+    down = linear(i, (None, hidden), F, 'mlp.down_proj', D, c.mlp_bias)
+    return {
+      'attention': {
+        **linears(i, 'qkv', heads, c.qkv_bias, qkv),
+        **head_norms(i),
+        'out': out,
+      },
+      'mlp': {
+        **linears(i, 'gate_up', hidden, c.mlp_bias, gate_up),
+        'down': down,
+      },
+      **norms(i, {name: (stored, D, None) for name, stored in names.items()}),
+    }
+
+  rows, table = (vocab, None), {'model.embed_tokens': V}
   params = {
-    'embed': {'embedding': leaf(None, rows, D, **{'model.embed_tokens': V})},
-    'final_norm': {'scale': leaf(None, (None,), **{'model.norm': D})},
+    'embed': {'embedding': leaf(None, rows, (D,), table)},
+    **norms(None, {'final_norm': ('model.norm', D, None)}),
     **{f'layer_{i}': layer(i) for i in range(c.num_layers)},
   }
   if not c.tie_head:
-    params['head'] = {'kernel': leaf(None, rows, D, lm_head=V)}
+    params['head'] = {'kernel': leaf(None, rows, (D,), {'lm_head': V})}
   return {'params': params}

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -150,19 +151,67 @@ def _at(
 
 
 class Linear(nn.Module):
-  """A product with a kernel (out, in), without a bias."""
+  """A product with a kernel (out, in), and what biases add to it."""
 
   features: int  # E
   dtype: Any = None  # of the result; None takes that of the input
+  biases: tuple[tuple[str, int], ...] = ()  # names and sizes, in order of E
 
   @nn.compact
   def __call__(self, x: jax.Array, rows: np.ndarray | None = None) -> jax.Array:
-    """Maps [D, ...] to [E, ...], or to some rows of it."""
+    """Maps [D, ...] to [E, ...], or without biases to some rows of it."""
     init = nn.initializers.lecun_normal(in_axis=1, out_axis=0)
     kernel = self.param('kernel', init, (self.features, x.shape[0]))
     noise = self.get_variable('noise', 'kernel', None)
     kernel, noise = _at(rows, kernel, noise)
-    return product(kernel, x, self.dtype, noise)
+    if not self.biases:
+      return product(kernel, x, self.dtype, noise)
+    # Apart, though the kernel may be one: noise is drawn by rows, and a vector
+    # is one row.
+    parts = [
+      self.param(name, nn.initializers.zeros, (size,))
+      for name, size in self.biases
+    ]
+    bias = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+    bias = jnp.expand_dims(bias.astype(jnp.float32), range(1, x.ndim))
+    # Rounded once, with the bias.
+    biased = product(kernel, x, jnp.float32, noise) + bias
+    return biased.astype(self.dtype or x.dtype)
+
+
+def products(
+  x: jax.Array,
+  whole: str,
+  parts: Mapping[str, int],
+  *,
+  fused: bool,
+  bias: bool,
+  dtype: Any = None,
+) -> list[jax.Array]:
+  """Several products of one x, of one kernel or of a kernel each.
+
+  Called inside a module, whose children they become.
+
+  Args:
+    x: [D, ...].
+    whole: the name of what is fused.
+    parts: E by name of each part.
+    fused: whether there is one kernel.
+    bias: whether each part has one.
+    dtype: of the results; None takes that of `x`.
+
+  Returns:
+    [E, ...] of each part.
+  """
+  if not fused:
+    return [
+      Linear(size, dtype, (('bias', size),) if bias else (), name=name)(x)
+      for name, size in parts.items()
+    ]
+  biases = tuple((f'{name}_bias', size) for name, size in parts.items())
+  sizes = [*parts.values()]
+  linear = Linear(sum(sizes), dtype, biases if bias else (), name=whole)
+  return jnp.split(linear(x), np.cumsum(sizes)[:-1])
 
 
 class Embed(nn.Module):
@@ -206,13 +255,19 @@ class RMSNorm(nn.Module):
   """Root mean square normalisation (arXiv 1910.07467), in float32."""
 
   eps: float
+  offset: float = 0.0  # added to the stored scale
+  axis: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises [D, ...] over its first axis."""
-    scale = self.param('scale', nn.initializers.ones, (x.shape[0],))
+    """Normalises over an axis, by default the first."""
+    init = nn.initializers.constant(1 - self.offset)
+    scale = self.param('scale', init, (x.shape[self.axis],))
     wide = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(wide), axis=0, keepdims=True)
+    mean_square = jnp.mean(jnp.square(wide), axis=self.axis, keepdims=True)
     normed = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
-    scale = jnp.expand_dims(scale, range(1, x.ndim))
-    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+    others = [axis for axis in range(x.ndim) if axis != self.axis]
+    scale = jnp.expand_dims(scale, others).astype(jnp.float32)
+    if self.offset:
+      scale = scale + jnp.float32(self.offset)
+    return (normed * scale).astype(x.dtype)
