@@ -87,6 +87,8 @@ LEVELS = {
   'models.rotary': 3,
   'models.model_types': 3,
   'models.architectures': 3,
+  'models.gguf_architectures': 3,
+  'models.checkpoint_names': 3,
   'models.decoder': 3,
   'models.hub': 3,
   'models.gguf': 3,

@@ -23,16 +23,14 @@ from thicket.models.model_types import (
   FIXED,
   FULL,
   IGNORED,
+  MAX_HEAD_DIM,
+  MAX_LAYERS,
   SIZES,
   SLIDING,
   SPELT,
   WRAPPER_IGNORED,
   Architecture,
 )
-
-# More would take memory before any tensor is looked at.
-MAX_LAYERS = 4096
-MAX_HEAD_DIM = 4096
 
 _ROPE_KEYS = ('rope_theta', 'rope_scaling', 'rope_parameters')
 

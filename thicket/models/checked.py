@@ -16,7 +16,8 @@ from thicket.models.gguf import ModelFileError
 
 MAX_COUNT = 2**31 - 1
 _GET_AGAIN = 'take another copy of the file'
-_OFF = (None, False)  # a feature that is switched off
+# What says no, none or nothing, of JSON and of GGUF.
+_OFF_TYPES = (type(None), bool, int, float, str, list, dict)
 
 
 class Checked:
@@ -130,7 +131,7 @@ class Checked:
         self._refuse('a key', key, 'a string')
       if key in read or key in ignored or key.startswith('_'):
         continue
-      if not any(value is off for off in _OFF):
+      if not isinstance(value, _OFF_TYPES) or value:
         self.fail(
           f'{self.prefix}{_text(key)} = {_shown(value)} is not understood',
           'take the key out of the file if it changes no result of the model',

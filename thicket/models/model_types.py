@@ -12,6 +12,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+# More would take memory before any tensor is looked at.
+MAX_LAYERS = 4096
+MAX_HEAD_DIM = 4096
+
 FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 # Spellings of a gate's activation, all of the same function.
@@ -220,9 +224,6 @@ IGNORED = frozenset(
 FIXED = {
   'is_causal': True,
   'causal': True,
-  'is_encoder_decoder': False,
-  'chunk_size_feed_forward': 0,
-  'pruned_heads': {},
   'partial_rotary_factor': 1,
 }
 # Of the picture half of a Gemma 3, beside its `text_config`.
