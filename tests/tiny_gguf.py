@@ -35,6 +35,7 @@ CONFIG = dataclasses.replace(
   tiny.CONFIG,
   vocab_size=len(TOKENS),
   num_layers=1,
+  ropes=tiny.CONFIG.ropes[:1],
   norm_eps=2.0**-17,
   tie_head=False,
 )
