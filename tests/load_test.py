@@ -19,7 +19,9 @@ from thicket.models.gguf import ModelFileError
 from thicket.models.hub import HubError
 from thicket.models.load import load
 
-TIED = dataclasses.replace(tiny_gguf.CONFIG, num_layers=2, tie_head=True)
+TIED = dataclasses.replace(
+  tiny_gguf.CONFIG, num_layers=2, ropes=tiny.CONFIG.ropes, tie_head=True
+)
 UNTIED = dataclasses.replace(TIED, tie_head=False)
 TOKENS = (3, 200, 17, 17, 260, 5, 301)
 
@@ -201,35 +203,24 @@ def test_a_path_that_is_not_there(tmp_path):
 
 
 def test_another_architecture(write):
-  assert _refused(write(architecture='qwen2')) == (
-    "architecture 'qwen2' is not supported; this version reads llama"
+  assert _refused(write(architecture='phi3')) == (
+    "architecture 'phi3' is not supported; "
+    'this version reads llama, qwen2, qwen3, gemma2, gemma3, olmo2'
   )
-
-
-def test_scaled_rotary_positions(write):
-  path = write(**{'llama__rope__scaling__type': 'linear'})
-  assert _refused(path) == "rotary scaling ('linear', 1.0) is not supported"
-  path = write(tensors={'rope_freqs.weight': np.ones(3, np.float32)})
-  assert _refused(path) == "rotary scaling ('none', 1.0) is not supported"
-  path = write(**{'llama.rope.scale_linear': 2.0})
-  assert _refused(path) == "rotary scaling ('none', 2.0) is not supported"
-  path = write(**{'llama.rope.dimension_count': 2})
-  assert 'head dimensions are rotary' in _refused(path)
-  assert load(write(**{'llama__rope__scaling__type': 'none'}))
 
 
 def test_missing_extra_and_misshapen_tensors_are_named_together(write):
   path = write(
     drop=['blk.0.ffn_up.weight', 'blk.0.attn_norm.weight'],
     tensors={
-      'blk.0.attn_q.bias': np.ones(24, np.float32),
+      'blk.0.attn_sinks.weight': np.ones(4, np.float32),
       'blk.0.ffn_down.weight': np.ones((24, 20), np.float32),
       'output_norm.weight': np.ones(21, np.float32),
     },
   )
   assert _refused(path) == (
     'tensors missing: blk.0.attn_norm.weight, blk.0.ffn_up.weight; '
-    'not expected: blk.0.attn_q.bias; '
+    'not expected: blk.0.attn_sinks.weight; '
     'misshapen: output_norm.weight (21,) instead of (20,), '
     'blk.0.ffn_down.weight (24, 20) instead of (20, 24)'
   )
@@ -250,9 +241,9 @@ def test_no_embedding(write):
 @pytest.mark.parametrize(
   ('key', 'value', 'shown'),
   [
-    ('block_count', None, 'None'),
+    ('block_count', None, 'missing'),
     ('context_length', 'long', "'long'"),
-    ('attention.layer_norm_rms_epsilon', None, 'None'),
+    ('attention.layer_norm_rms_epsilon', None, 'missing'),
     ('feed_forward_length', True, 'True'),
   ],
 )
@@ -267,7 +258,11 @@ def test_numbers_that_are_none(key, value, shown, write):
   [
     ({'attention.head_count': 0}, 'attention.head_count is 0, a whole'),
     (
-      {'attention.key_length': 7, 'rope.dimension_count': 7},
+      {
+        'attention.key_length': 7,
+        'attention.value_length': 7,
+        'rope.dimension_count': 7,
+      },
       'head_dim = 7 is odd',
     ),
     ({'block_count': 1.5}, 'llama.block_count is 1.5, a whole number'),
