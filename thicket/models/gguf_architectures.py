@@ -10,6 +10,7 @@ its loader (src/llama-model.cpp) sets where the file says nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,8 @@ def gguf_architecture(file: GgufFile) -> str:
     ModelFileError: an architecture that is not supported.
   """
   name = _name(file)
-  if name == 'olmo2' and _checked(file).get('attention.sliding_window'):
+  key = 'attention.sliding_window'
+  if name == 'olmo2' and _checked(file, {key: 0}).number(key):
     return 'olmo3'
   return name
 
@@ -184,14 +186,16 @@ def _name(file: GgufFile) -> str:
   return _OF[found]
 
 
-def _checked(file: GgufFile) -> Checked:
+def _checked(
+  file: GgufFile, defaults: Mapping[str, Any] | None = None
+) -> Checked:
   prefix = f'{file.metadata["general.architecture"]}.'
   entries = {
     key.removeprefix(prefix): value
     for key, value in file.metadata.items()
     if key.startswith(prefix)
   }
-  return Checked(entries, str(file.path), prefix)
+  return Checked(entries, str(file.path), prefix, defaults)
 
 
 def _config(file: GgufFile, name: str) -> DecoderConfig:
@@ -251,7 +255,7 @@ def _config(file: GgufFile, name: str) -> DecoderConfig:
   if _SCALED_BY_WIDTH.get(name) == num_layers:
     values['query_scale'] = (d_model // num_heads) ** -0.5
   for key in caps:
-    if c.get(key):
+    if c.get(key) is not None and c.number(key):
       values[CAPS[key]] = c.positive(key)
   return DecoderConfig(**values)
 
@@ -260,7 +264,7 @@ def _sliding_layers(
   c: Checked, architecture: Architecture, num_layers: int
 ) -> tuple[bool, ...]:
   """Of each layer, whether it sees a window only."""
-  if not c.get('attention.sliding_window'):
+  if not c.number('attention.sliding_window'):
     return (False,) * num_layers
   pattern = c.get('attention.sliding_window_pattern')
   if pattern is None:
@@ -301,10 +305,11 @@ def _ropes(
 
 
 def _scaled(c: Checked, base: float, head_dim: int) -> Rope:
+  old = c.with_defaults({'rope.scale_linear': 1.0}).number('rope.scale_linear')
   c = c.with_defaults(
     {
       'rope.scaling.type': 'linear',
-      'rope.scaling.factor': c.get('rope.scale_linear') or 1.0,
+      'rope.scaling.factor': old,
       'rope.scaling.original_context_length': c.get('context_length'),
       'rope.scaling.yarn_beta_fast': rotary.BETA_FAST,
       'rope.scaling.yarn_beta_slow': rotary.BETA_SLOW,
@@ -313,9 +318,9 @@ def _scaled(c: Checked, base: float, head_dim: int) -> Rope:
   kind = c.choice(
     'rope.scaling.type', {kind: kind for kind in ('none', 'linear', 'yarn')}
   )
-  if kind == 'none' or c.get('rope.scaling.factor') == 0:
+  factor = c.number('rope.scaling.factor')
+  if kind == 'none' or factor == 0:
     return Rope(base)
-  factor = c.positive('rope.scaling.factor')
   if factor < 1:
     c.refuse('rope.scaling.factor', 'a number from 1 on')
   if kind == 'linear':

@@ -8,6 +8,7 @@ whole, by its factor, and leaves fast ones as they are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -244,15 +245,17 @@ def is_close(one: Rope, other: Rope) -> bool:
 
 
 def _candidates(rope: Rope, context: int) -> Iterator[Mapping[str, Any]]:
-  factor = max(rope.divisors, default=1.0)
+  """Scalings that may have given the divisors, likely ones first."""
+  whole = max(rope.divisors, default=1.0)
   # What float32 or a division has left of a whole number is taken off.
-  if math.isclose(factor, round(factor), rel_tol=1e-6):
-    factor = float(round(factor))
+  if math.isclose(whole, round(whole), rel_tol=1e-6):
+    whole = float(round(whole))
   if rope.amplitude == 1:
-    yield {'rope_type': 'linear', 'factor': factor}
-  originals = [round(context / factor), context]
-  originals += [2**power for power in range(10, 18)]
-  for original in originals:
+    yield {'rope_type': 'linear', 'factor': whole}
+  # Short heads have no frequency that is divided by the whole factor.
+  factors = [whole, *(float(2**power) for power in range(1, 8))]
+  for factor, power in itertools.product(factors, (None, *range(4, 18))):
+    original = 2**power if power else max(round(context / factor), 1)
     shared = {'factor': factor, 'original_max_position_embeddings': original}
     if rope.amplitude == 1:
       yield {
