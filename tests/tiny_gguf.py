@@ -53,6 +53,14 @@ _NAMES = {
   'mlp.gate_proj': 'ffn_gate',
   'mlp.up_proj': 'ffn_up',
   'mlp.down_proj': 'ffn_down',
+  'self_attn.q_norm': 'attn_q_norm',
+  'self_attn.k_norm': 'attn_k_norm',
+}
+# Of architectures that norm what attention and MLP give.
+_NORMED_NAMES = _NAMES | {
+  'post_attention_layernorm': 'post_attention_norm',
+  'pre_feedforward_layernorm': 'ffn_norm',
+  'post_feedforward_layernorm': 'post_ffw_norm',
 }
 
 
@@ -76,42 +84,50 @@ def answering(seed):
   return weights | {'lm_head.weight': head}
 
 
-def stored(weights, config=CONFIG):
+def stored(weights, config=CONFIG, architecture='llama'):
   """Names and arrays as the file has them.
 
-  Rows of q and k are reordered from halves to neighbours, head by head.
+  Of llama, rows of q and k are reordered from halves to neighbours, head by
+  head; norms of Gemma have 1 added.
   """
+  names = _NORMED_NAMES if config.norm_after else _NAMES
   result = {}
   for name, array in weights.items():
-    stem = name.removesuffix('.weight')
+    stem, kind = name.rsplit('.', 1)
+    prefix = ''
     if stem.startswith('model.layers.'):
       layer, stem = stem.removeprefix('model.layers.').split('.', 1)
-      name = f'blk.{layer}.{_NAMES[stem]}.weight'
-    else:
-      name = f'{_NAMES[stem]}.weight'
-    heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}
-    if count := heads.get(_NAMES[stem]):
-      halves = array.reshape(count, 2, config.head_dim // 2, -1)
+      prefix = f'blk.{layer}.'
+    heads = {
+      'self_attn.q_proj': config.num_heads,
+      'self_attn.k_proj': config.num_kv_heads,
+    }
+    if architecture == 'llama' and stem in heads:
+      halves = array.reshape(heads[stem], 2, config.head_dim // 2, -1)
       array = halves.swapaxes(1, 2).reshape(array.shape)
-    result[name] = array
+    if architecture.startswith('gemma') and stem.endswith('norm'):
+      array = array + np.float32(1)
+    result[f'{prefix}{names[stem]}.{kind}'] = array
   return result
 
 
-def metadata(config=CONFIG):
+def metadata(config=CONFIG, architecture='llama'):
   """The file's metadata, by key."""
   plain = len(TOKENS) - len(SPECIAL)
-  return {
-    'llama.block_count': config.num_layers,
-    'llama.context_length': config.context_length,
-    'llama.embedding_length': config.d_model,
-    'llama.feed_forward_length': config.d_ff,
-    'llama.attention.head_count': config.num_heads,
-    'llama.attention.head_count_kv': config.num_kv_heads,
-    'llama.attention.key_length': config.head_dim,
-    'llama.attention.value_length': config.head_dim,
-    'llama.attention.layer_norm_rms_epsilon': config.norm_eps,
-    'llama.rope.freq_base': config.ropes[0].base,
-    'llama.rope.dimension_count': config.head_dim,
+  model = {
+    'block_count': config.num_layers,
+    'context_length': config.context_length,
+    'embedding_length': config.d_model,
+    'feed_forward_length': config.d_ff,
+    'attention.head_count': config.num_heads,
+    'attention.head_count_kv': config.num_kv_heads,
+    'attention.key_length': config.head_dim,
+    'attention.value_length': config.head_dim,
+    'attention.layer_norm_rms_epsilon': config.norm_eps,
+    'rope.freq_base': config.ropes[0].base,
+    'rope.dimension_count': config.head_dim,
+  }
+  return {f'{architecture}.{key}': value for key, value in model.items()} | {
     'tokenizer.ggml.model': 'gpt2',
     'tokenizer.ggml.pre': 'gpt-2',
     'tokenizer.ggml.tokens': list(TOKENS),

@@ -98,7 +98,12 @@ _WINDOW_KEYS = (
   'attention.sliding_window_pattern',
   'rope.freq_base_swa',
 )
-_IGNORED = ('vocab_size', 'tensor_data_layout', 'rope.scaling.finetuned')
+_IGNORED = (
+  'attention.causal',
+  'rope.scaling.finetuned',
+  'tensor_data_layout',
+  'vocab_size',
+)
 
 
 def gguf_name(name: str, layer: int, architecture: str) -> str:
@@ -216,6 +221,8 @@ def _config(file: GgufFile, name: str) -> DecoderConfig:
   caps = [key for key in CAPS if key in architecture.defaults]
   windows = _WINDOW_KEYS if architecture.slides in (2, 4, 6) else ()
   c.check_keys((*_READ, *windows, *caps), _IGNORED)
+  if 'attention.causal' in c and not c.flag('attention.causal'):
+    c.refuse('attention.causal', 'true', 'encoders are not supported')
   embedding = file.tensors.get('token_embd.weight')
   if embedding is None or len(embedding.shape) != 2:
     raise ModelFileError(f'{file.path}: no matrix token_embd.weight')
