@@ -527,6 +527,20 @@ def test_any_config_survives_being_written(values):
   assert dataclasses.replace(again, ropes=config.ropes) == config
 
 
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(values=configs())
+def test_transformers_agrees_on_any_config(values):
+  transformers = pytest.importorskip('transformers')
+  # It wants whole heads, even where their length is given.
+  values['hidden_size'] *= values['num_attention_heads']
+  config = config_from_hf(values, WHERE)
+  written = hf_config(config, values['model_type'])
+  held = transformers.AutoConfig.for_model(**written).to_dict()
+  again = config_from_hf(held, WHERE)
+  assert all(map(rotary.is_close, again.ropes, config.ropes))
+  assert dataclasses.replace(again, ropes=config.ropes) == config
+
+
 JSON = st.recursive(
   st.none()
   | st.booleans()

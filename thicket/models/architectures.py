@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thicket.models import rotary
-from thicket.models.checked import Checked
+from thicket.models.checked import MAX_COUNT, Checked
 from thicket.models.decoder_config import DecoderConfig, Rope
 from thicket.models.gguf import ModelFileError
 from thicket.models.model_types import (
@@ -32,6 +32,7 @@ from thicket.models.model_types import (
   Architecture,
 )
 
+_MOST = {'num_layers': MAX_LAYERS, 'head_dim': MAX_HEAD_DIM}
 _ROPE_KEYS = ('rope_theta', 'rope_scaling', 'rope_parameters')
 
 
@@ -98,13 +99,12 @@ def _config(whole: Checked, architecture: Architecture) -> DecoderConfig:
   _check_keys(c, architecture)
   sizes = {}
   for key, field in SIZES.items():
-    most = {'num_layers': MAX_LAYERS, 'head_dim': MAX_HEAD_DIM}.get(field)
     if field == 'num_kv_heads' and c.get(key) is None:
       sizes[field] = sizes['num_heads']
     elif field == 'head_dim' and c.get(key) is None:
       sizes[field] = max(sizes['d_model'] // sizes['num_heads'], 1)
     else:
-      sizes[field] = c.count(key, most) if most else c.count(key)
+      sizes[field] = c.count(key, _MOST.get(field, MAX_COUNT))
   slides = _sliding_layers(c, architecture, sizes['num_layers'])
   window = c.count('sliding_window') if any(slides) else None
   full, local = _ropes(c, architecture, sizes)

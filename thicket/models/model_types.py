@@ -161,7 +161,7 @@ ARCHITECTURES = {
     _GEMMA_FIXED,
     slides=2,
     embed_scaled=True,
-    ignored=('hidden_act',),
+    ignored=('hidden_act', 'sliding_window_size'),
   ),
   'gemma3_text': Architecture(
     'Gemma3ForCausalLM',
@@ -212,6 +212,7 @@ IGNORED = frozenset(
   output_router_logits attn_implementation is_decoder
   is_llama_config default_theta torchscript use_bfloat16
   unsloth_version unsloth_fixed model_name
+  max_sequence_length model_max_length
   max_length max_new_tokens min_length do_sample early_stopping num_beams
   num_beam_groups diversity_penalty temperature top_k top_p typical_p
   repetition_penalty length_penalty no_repeat_ngram_size
