@@ -108,6 +108,18 @@ def test_the_defaults_of_llama():
   assert not any([config.qkv_bias, config.out_bias, config.mlp_bias])
 
 
+def test_the_defaults_of_others():
+  assert read('mistral').num_kv_heads == 8
+  assert read('mistral').windows == (4096,) * 6
+  assert read('qwen3').head_dim == 128
+  assert read('gemma2').windows == (4096, None) * 3
+  assert read('gemma3_text').windows == (4096,) * 5 + (None,)
+  assert read('olmo2').norm_eps == 1e-5
+  config = read('olmo3')
+  assert config.windows == (4096,) * 3 + (None,) + (4096,) * 2
+  assert config.ropes == (Rope(500000.0),) * 6
+
+
 @pytest.mark.parametrize('architecture', ARCHITECTURES)
 def test_the_defaults_are_those_of_transformers(architecture):
   transformers = pytest.importorskip('transformers')
@@ -364,8 +376,8 @@ def test_two_scalings_at_once():
     {
       'type': 'llama3',
       'factor': 1e300,
-      'low_freq_factor': 1.0,
-      'high_freq_factor': 1.0000000000000002,
+      'low_freq_factor': 5e-324,
+      'high_freq_factor': 1e-323,
     },
   ],
 )

@@ -56,6 +56,7 @@ def test_amplitudes_of_yarn():
   assert apart.amplitude == pytest.approx(1.3688879454 / 1.1844439727)
   alone = from_table(**table, mscale=0.7)
   assert alone == from_table(**table)
+  assert from_table(**table, mscale=0, mscale_all_dim=1) == alone
 
 
 def test_what_yarn_takes_from_the_context_length():
