@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from thicket.models import gguf, hub
-from thicket.models.tokenizer import (
-  PRE_TOKENIZERS,
-  Tokenizer,
-  TokenizerError,
-  stop_table,
-  truncate,
-)
+from thicket.models.gguf_tokenizer import PRE_TOKENIZERS
+from thicket.models.stops import stop_table, truncate
+from thicket.models.tokenizer import Tokenizer
+from thicket.models.tokenizer_parts import TokenizerError
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'smollm2_reference.json'
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256 tokens of a byte

@@ -9,7 +9,7 @@ scalars; the write itself is outside the `vmap`, in place.
 
 A prompt is a prefix that all prompts share, computed once a member with a
 batch of one, and the rest, left-padded to a bucket. What stops a row is a
-table over tokens (see `tokenizer.stop_table`), exact for stop strings that
+table over tokens (see `stops.stop_table`), exact for stop strings that
 span tokens; the rule that picks a token is an argument.
 
 Axes: M members, B rows, P prefix tokens, S prompt bucket, C cache slots,

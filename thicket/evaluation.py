@@ -15,7 +15,8 @@ import numpy as np
 from thicket import batching, decode, sampling
 from thicket.blocks import Block
 from thicket.judging import Judges
-from thicket.models.tokenizer import Tokenizer, stop_table, truncate
+from thicket.models.stops import stop_table, truncate
+from thicket.models.tokenizer import Tokenizer
 from thicket.tasks import base as tasks
 
 _Said = tuple[int, bytes]  # a row's id, and int32 tokens that answer it

@@ -25,7 +25,7 @@ from thicket import arguments, array_run, clusters, processes, run
 from thicket.job_array import Shard
 from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
-from thicket.models.tokenizer import TokenizerError
+from thicket.models.tokenizer_parts import TokenizerError
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A file with get_config(arg); FILE.py:arg passes arg.'
