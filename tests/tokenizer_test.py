@@ -190,21 +190,14 @@ def test_bos_comes_first_and_once():
     ({'ggml.bos_token_id': 'x'}, "special ids: 'x'"),
     ({'ggml.eos_token_id': [2]}, r'special ids: \[2\] is not'),
     ({'special': {}, 'ggml.add_bos_token': True}, 'add_bos: is set'),
-    ({'chat_template': '{% if %}'}, 'tokenizer.chat_template: '),
-    ({'chat_template': 5}, 'tokenizer.chat_template: '),
+    ({'chat_template': '{% if %}'}, 'chat template: '),
+    ({'chat_template': 5}, 'chat template: '),
   ],
 )
 def test_metadata_that_makes_no_sense_is_named(more, problem):
   with pytest.raises(TokenizerError, match=problem) as caught:
     make(**more)
   assert '\n' not in str(caught.value)
-
-
-def test_only_byte_level_backends_are_taken():
-  backend = tokenizers.Tokenizer(models.BPE({'a': 0}, []))
-  backend.decoder = decoders.Metaspace()
-  with pytest.raises(TokenizerError, match='Metaspace is not byte-level'):
-    Tokenizer(backend, None, None, (), 0, False)
 
 
 def test_rows_of_the_embedding_beyond_the_tokens():

@@ -72,4 +72,4 @@ def _compile(chat_template: str) -> jinja2.Template:
   try:
     return environment.from_string(chat_template)
   except Exception as error:  # the parser's own errors are not all alike
-    raise bad('tokenizer.chat_template', line(error)) from error
+    raise bad('chat template', line(error)) from error

@@ -7,14 +7,16 @@ Axes: V vocabulary.
 from __future__ import annotations
 
 import functools
+import os
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders
 
-from thicket.models import gguf_tokenizer
+from thicket.models import folder_tokenizer, gguf_tokenizer
 from thicket.models.chat import ChatTemplate
+from thicket.models.spelling import Speller
 from thicket.models.tokenizer_parts import TokenizerError, bad
 
 
@@ -39,16 +41,13 @@ class Tokenizer:
     add_bos: bool,
     vocab_size: int | None = None,
   ):
-    """Wraps a byte-level tokenizer; V is at least what its ids need.
+    """Wraps a backend; V is at least what its ids need.
 
-    Raises TokenizerError where the backend is not byte-level, an id is not in
-    [0, V), bos is wanted but not named, or the chat template is no template.
+    Raises TokenizerError where the backend's decoder is of another kind than
+    `spelling.Speller` reads, an id is not in [0, V), bos is wanted but not
+    named, or the chat template is no template.
     """
-    if not isinstance(backend.decoder, decoders.ByteLevel):
-      raise TokenizerError(
-        f'tokenizer: decoder {type(backend.decoder).__name__} is not '
-        'byte-level; only byte-level BPE is read by this version'
-      )
+    self._speller = Speller(backend.decoder)
     names = backend.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocab_size or 0, 1 + max(names.values(), default=0))
     for id_ in (pad_id, *eos_ids, *([] if bos_id is None else [bos_id])):
@@ -71,6 +70,19 @@ class Tokenizer:
     pre-tokenizer that is not known, and for entries that make no sense.
     """
     return cls(*gguf_tokenizer.read(metadata))
+
+  @classmethod
+  def from_folder(cls, path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a Hugging Face model folder.
+
+    Raises TokenizerError, naming the file, where `tokenizer.json` is missing,
+    and for files that are malformed or of a kind that cannot be read.
+    """
+    try:
+      return cls(*folder_tokenizer.read(pathlib.Path(path)))
+    except TokenizerError as error:
+      named = str(path) in str(error)
+      raise error if named else TokenizerError(f'{path}: {error}') from error
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text; names of special tokens in it become those tokens.
@@ -98,16 +110,7 @@ class Tokenizer:
   @functools.cached_property
   def token_bytes(self) -> list[bytes]:
     """What each of V ids adds to decoded text; b'' for special tokens."""
-    result = [b''] * self.vocab_size
-    alphabet = _byte_alphabet()
-    for token, id_ in self._backend.get_vocab(with_added_tokens=True).items():
-      try:
-        result[id_] = bytes([alphabet[char] for char in token])
-      except KeyError:  # not written in the alphabet: stands for itself
-        result[id_] = token.encode()
-    for id_, added in self._backend.get_added_tokens_decoder().items():
-      result[id_] = b'' if added.special else added.content.encode()
-    return result
+    return self._speller.spell(self._backend, self.vocab_size)
 
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
@@ -149,12 +152,3 @@ class Tokenizer:
     ids = self._backend.encode(rest, add_special_tokens=False).ids
     added = self._backend.get_added_tokens_decoder()
     return [id_ for id_ in ids if id_ in added and added[id_].special][:1]
-
-
-def _byte_alphabet() -> dict[str, int]:
-  """The byte that each printable character stands for (GPT-2's encoder.py)."""
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = sorted(set(range(256)) - set(printable))
-  return {chr(byte): byte for byte in printable} | {
-    chr(256 + n): byte for n, byte in enumerate(others)
-  }

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import tokenizers
+from tokenizers import AddedToken
 
 
 class TokenizerError(ValueError):
@@ -42,3 +44,24 @@ def bad(key: str, problem: str) -> TokenizerError:
 def line(error: BaseException) -> str:
   """An error's message on one line."""
   return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
+
+
+def make_special(
+  backend: tokenizers.Tokenizer, tokens: Iterable[str | None]
+) -> None:
+  """Makes tokens that the vocabulary has special, where they are not yet.
+
+  A token that is named as an end of texts is one in texts too, and says
+  nothing, whatever its type.
+  """
+  added = backend.get_added_tokens_decoder().values()
+  known = {token.content for token in added if token.special}
+  backend.add_special_tokens(
+    [
+      AddedToken(token, special=True, normalized=False)
+      for token in dict.fromkeys(tokens)
+      if token is not None
+      and token not in known
+      and backend.token_to_id(token) is not None
+    ]
+  )
