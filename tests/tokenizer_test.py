@@ -78,6 +78,10 @@ def pieces(tokenizer, text):
     ('smollm', ['1', '2', '3', '4', ' ', 'ab']),
     ('llama-bpe', ['123', '4', ' ', 'ab']),
     ('qwen2', ['1', '2', '3', '4', ' ', 'ab']),
+    ('olmo', ['1234', ' ', 'ab']),
+    ('dbrx', ['123', '4', ' ', 'ab']),
+    ('tekken', ['1', '2', '3', '4', ' ', 'ab']),
+    ('default', ['123', '4', ' ', 'ab']),
   ],
 )
 def test_digits_are_cut_as_the_pre_tokenizer_says(pre, expected):
@@ -90,11 +94,16 @@ def test_digits_are_cut_as_the_pre_tokenizer_says(pre, expected):
   [
     ('gpt-2', ['i', "'", 'L', 'L', '\n\n', ' ', 'x', '..', '\n']),
     ('qwen2', ['i', "'LL", '\n\n', ' ', 'x', '..\n']),
+    ('dbrx', ['i', "'LL", '\n\n', ' ', 'x', '..\n']),
+    ('olmo', ['i', "'", 'L', 'L', '\n\n', ' ', 'x', '..', '\n']),
+    ('tekken', ['i', "'LL", '\n\n', ' ', 'x', '..\n']),
+    ('default', ['i', "'", 'L', 'L', '\n\n', ' ', 'x', '..', '\n']),
   ],
 )
 def test_words_are_cut_as_the_pre_tokenizer_says(pre, expected):
   merges = ["' L", "'L L", 'Ċ Ċ', '. .', '.. Ċ']  # Ċ is a newline
-  assert pieces(make(pre, merges=merges), "i'LL\n\n x..\n") == expected
+  tokenizer = make(pre, merges=merges, **{'ggml.add_bos_token': False})
+  assert pieces(tokenizer, "i'LL\n\n x..\n") == expected
 
 
 def test_whole_words_skip_the_merges():
@@ -103,7 +112,15 @@ def test_whole_words_skip_the_merges():
   text = 'abc'
   no_bos = {'ggml.add_bos_token': False}
   assert pieces(make('gpt-2', merges=merges), text) == ['a', 'bc']
-  assert pieces(make('llama-bpe', merges=merges, **no_bos), text) == ['abc']
+  for pre in ('llama-bpe', 'tekken'):
+    assert pieces(make(pre, merges=merges, **no_bos), text) == ['abc']
+
+
+def test_words_end_where_capitals_start_again():
+  no_bos = {'ggml.add_bos_token': False}
+  merges = ['a B', 'a b', 'B c']
+  assert pieces(make('tekken', merges=merges, **no_bos), 'aBc') == ['a', 'Bc']
+  assert pieces(make('dbrx', merges=merges), 'aBc') == ['aB', 'c']
 
 
 @pytest.mark.parametrize('pre', PRE_TOKENIZERS)
@@ -114,7 +131,7 @@ def test_text_survives_the_round_trip(pre):
   @hypothesis.given(st.text(max_size=30))
   def check(text):
     expected = text
-    if pre == 'qwen2':
+    if pre in ('qwen2', 'olmo'):
       expected = unicodedata.normalize('NFC', text)
     assert tokenizer.decode(tokenizer.encode(text)) == expected
 
@@ -175,9 +192,9 @@ def test_bos_comes_first_and_once():
 @pytest.mark.parametrize(
   ('more', 'problem'),
   [
-    ({'ggml.model': 'llama'}, "tokenizer.ggml.model = 'llama'"),
+    ({'ggml.model': 't5'}, "tokenizer.ggml.model = 't5'; only gpt2"),
     ({'ggml.model': None}, 'tokenizer.ggml.model = None'),
-    ({'pre': 'dbrx'}, "pre = 'dbrx' is unknown; known are gpt-2, smollm"),
+    ({'pre': 'mpt'}, "pre = 'mpt' is unknown; known are gpt-2, smollm"),
     ({'pre': None}, 'tokenizer.ggml.pre = None'),
     ({'ggml.tokens': None}, 'tokenizer.ggml.tokens: is not a list'),
     ({'ggml.tokens': [*LETTERS, 5]}, 'tokenizer.ggml.tokens: is not a list'),
