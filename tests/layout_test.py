@@ -94,6 +94,7 @@ LEVELS = {
   'models.gguf': 3,
   'models.tokenizer_parts': 2,
   'models.stops': 2,
+  'models.renderer': 2,
   'models.chat': 2,
   'models.spelling': 2,
   'models.gguf_tokenizer': 2,
@@ -245,6 +246,7 @@ def test_tests_and_experiments_are_imported_by_nobody():
     ('analysis.quality', {'numpy', 'scipy'}),
     ('figures', {'numpy', 'matplotlib'}),
     ('models.gguf', {'numpy', 'gguf'}),
+    ('models.renderer', {'jinja2'}),
   ],
 )
 def test_what_needs_no_jax_stays_without_it(names, allowed):

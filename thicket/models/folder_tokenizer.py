@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
+from tokenizers import processors
 
 from thicket.models.tokenizer_parts import (
   Parts,
@@ -69,6 +70,51 @@ def read(path: pathlib.Path) -> Parts:
     pad_id=ids['pad'] if ids['pad'] is not None else [*eos_ids, 0][0],
     add_bos=add_bos and bos_id is not None,
   )
+
+
+def write(path: pathlib.Path, parts: Parts) -> None:
+  """Writes a tokenizer, so that `read` and `transformers` give it back.
+
+  Ids of `parts.eos_ids` behind the first go into `generation_config.json`,
+  which is overwritten. A pad that is no special token is left out: it would
+  become one.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  backend = tokenizers.Tokenizer.from_str(parts.backend.to_str())
+  bos = None if parts.bos_id is None else backend.id_to_token(parts.bos_id)
+  first = [bos] if parts.add_bos else []
+  backend.post_processor = processors.TemplateProcessing(
+    single=[*first, '$A'],
+    pair=[*first, '$A', *(f'{token}:1' for token in first), '$B:1'],
+    special_tokens=[(token, parts.bos_id) for token in first],
+  )
+  added = backend.get_added_tokens_decoder()
+  ids = {
+    'bos': parts.bos_id,
+    'eos': parts.eos_ids[0] if parts.eos_ids else None,
+    'pad': parts.pad_id,
+  }
+  config = {
+    # The class that takes the file above as it stands.
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'add_bos_token': parts.add_bos,
+    'clean_up_tokenization_spaces': False,
+  }
+  for key, id_ in ids.items():
+    if id_ in added and added[id_].special:
+      config[f'{key}_token'] = added[id_].content
+  if parts.chat_template:
+    config['chat_template'] = parts.chat_template
+  generation = {
+    'bos_token_id': parts.bos_id,
+    'eos_token_id': list(parts.eos_ids) or None,
+    'pad_token_id': parts.pad_id,
+  }
+  backend.save(str(path / TOKENIZER))
+  for name, values in ((CONFIG, config), (GENERATION, generation)):
+    kept = {key: value for key, value in values.items() if value is not None}
+    text = json.dumps(kept, indent=2, ensure_ascii=False)
+    (path / name).write_text(f'{text}\n', encoding='utf-8')
 
 
 def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:

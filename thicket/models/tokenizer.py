@@ -17,7 +17,7 @@ import tokenizers
 from thicket.models import folder_tokenizer, gguf_tokenizer
 from thicket.models.chat import ChatTemplate
 from thicket.models.spelling import Speller
-from thicket.models.tokenizer_parts import TokenizerError, bad
+from thicket.models.tokenizer_parts import Parts, TokenizerError, bad
 
 
 class Tokenizer:
@@ -84,6 +84,28 @@ class Tokenizer:
       named = str(path) in str(error)
       raise error if named else TokenizerError(f'{path}: {error}') from error
 
+  def save(self, folder: str | os.PathLike[str]) -> None:
+    """Writes the tokenizer into a folder, as Hugging Face's are.
+
+    `from_folder` and `transformers.AutoTokenizer` give the same ids and chats;
+    all of `stop_ids` are ends there. Files of the same names are overwritten.
+    """
+    template = self._template.source if self._template else None
+    parts = Parts(
+      self._backend,
+      template,
+      self.bos_id,
+      self.stop_ids,
+      self.pad_id,
+      self.add_bos,
+    )
+    folder_tokenizer.write(pathlib.Path(folder), parts)
+
+  @property
+  def is_chat(self) -> bool:
+    """Whether the model was taught to chat: it came with a chat template."""
+    return self._template is not None
+
   def encode(self, text: str) -> list[int]:
     """Ids of the text; names of special tokens in it become those tokens.
 
@@ -96,7 +118,9 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of the ids without special tokens; bad UTF-8 becomes U+FFFD.
+    """Text that the ids add to a text, without special tokens.
+
+    Bad UTF-8 becomes U+FFFD. A space before the first word is kept.
 
     Raises ValueError for an id outside [0, V).
     """
