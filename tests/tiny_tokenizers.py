@@ -161,13 +161,16 @@ def _sentencepiece(kind):
   return result
 
 
-def write(folder, kind, **files):
+def write(folder, kind, special=(), **files):
   """A folder with a tokenizer of a kind; returns its path.
 
-  `files` are objects by stem (`tokenizer_config`, ...), or None for no file.
+  `special` are more special tokens; `files` are objects by stem
+  (`tokenizer_config`, ...), or None for no file.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  backend(kind).save(str(folder / 'tokenizer.json'))
+  made = backend(kind)
+  made.add_special_tokens([AddedToken(x, normalized=False) for x in special])
+  made.save(str(folder / 'tokenizer.json'))
   default = {
     'tokenizer_config': {
       'tokenizer_class': 'PreTrainedTokenizerFast',

@@ -57,6 +57,8 @@ def serve(end: socket.socket) -> None:
     try:
       answer = {'text': _render(**unpack(request))}
     except Exception as error:  # a foreign program may raise anything
+      if isinstance(error, MemoryError):
+        _compile.cache_clear()  # compiled templates may hold large constants
       answer = {'error': str(error) or type(error).__name__}
     send(end, pack(answer))
 
@@ -124,7 +126,6 @@ def _compile(source: str) -> jinja2.Template:
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
-    optimized=False,  # or what is folded stays in memory
     extensions=['jinja2.ext.loopcontrols', _Generation],
   )
   environment.globals['raise_exception'] = raise_exception
