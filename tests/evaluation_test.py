@@ -135,6 +135,24 @@ def test_a_prompt_may_fill_the_context_and_not_exceed_it():
   )
 
 
+def test_a_prompt_far_beyond_the_context_names_its_row():
+  rows = {'test': (TEST[0], Example(22, '1' * 10**7, '1'))}
+  with pytest.raises(TaskError) as caught:
+    _prepare(rows)
+  assert str(caught.value) == (
+    'test row 22: 958 (in its first 960 of 10000007 characters) prompt tokens '
+    f'and {G} new ones exceed the context of 64; drop the row or lower '
+    'config.decode.max_new_tokens'
+  )
+
+
+def test_a_prompt_that_the_chat_template_refuses_names_its_row():
+  refuse = "{{ raise_exception('no ' + messages[0].content) }}"
+  entries = tiny_gguf.metadata() | {'tokenizer.chat_template': refuse}
+  with pytest.raises(TaskError, match=r'selection row 11: chat template: no Q'):
+    _prepare(tokenizer=Tokenizer.from_gguf(entries))
+
+
 class _Silent(type(TASK)):
   """Asks nothing about one row."""
 

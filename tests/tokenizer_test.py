@@ -16,7 +16,7 @@ from thicket.models import gguf, hub
 from thicket.models.gguf_tokenizer import PRE_TOKENIZERS
 from thicket.models.stops import stop_table, truncate
 from thicket.models.tokenizer import Tokenizer
-from thicket.models.tokenizer_parts import TokenizerError
+from thicket.models.tokenizer_parts import TokenizerError, TooLong
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'smollm2_reference.json'
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())  # 256 tokens of a byte
@@ -187,6 +187,36 @@ def test_bos_comes_first_and_once():
   assert tokenizer.encode('') == [bos]
   assert make('llama-bpe').add_bos  # the file does not say
   assert not make().add_bos
+
+
+def test_a_text_that_is_too_long_says_how_long_it_is():
+  tokenizer = make(**{'ggml.add_bos_token': True})
+  assert len(tokenizer.encode('x' * 9, 10)) == 10
+  with pytest.raises(TooLong, match='text has 11 tokens'):
+    tokenizer.encode('x' * 10, 10)
+  with pytest.raises(TooLong, match='has 1 tokens'):
+    tokenizer.encode('', 0)
+  # Only the start is read of one that is far too long.
+  with pytest.raises(TooLong) as caught:
+    tokenizer.encode('x y ' * 10**7, 100)
+  assert (
+    caught.value.tokens == '1600 (in its first 1600 of 40000000 characters)'
+  )
+
+
+def test_a_text_of_long_tokens_may_be_long():
+  merges = ['x x', 'xx xx', 'xxxx xxxx', 'xxxxxxxx xxxxxxxx']
+  merges += [f'{"x" * 16} {"x" * 16}', f'{"x" * 32} {"x" * 32}']
+  tokenizer = make(merges=merges)
+  assert len(tokenizer.encode('x' * 640, 10)) == 10  # more than 16 a token
+  with pytest.raises(TooLong, match=r'20 \(in its first 1280 of 6400 char'):
+    tokenizer.encode('x' * 6400, 10)
+
+
+def test_a_text_that_the_library_gives_up_on():
+  # The pattern looks at each of so many spaces, and gives up before the end.
+  with pytest.raises(TokenizerError, match='a text of 10000001 characters can'):
+    make('qwen2').encode(' ' * 10**7 + 'x')
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from thicket.blocks import Block
 from thicket.judging import Judges
 from thicket.models.stops import stop_table, truncate
 from thicket.models.tokenizer import Tokenizer
+from thicket.models.tokenizer_parts import TokenizerError, TooLong
 from thicket.tasks import base as tasks
 
 _Said = tuple[int, bytes]  # a row's id, and int32 tokens that answer it
@@ -89,8 +90,8 @@ def prepare(
     The tokens that all prompts share, and the questions of each split.
 
   Raises:
-    TaskError: a prompt is empty or does not fit the context, or `rows` is
-      below 1.
+    TaskError: a prompt is empty, is refused by the chat template or does not
+      fit the context, or `rows` is below 1.
   """
   if rows < 1:
     raise tasks.TaskError(f'prompts in a batch = {rows} is below 1')
@@ -98,18 +99,22 @@ def prepare(
   for split, examples in splits.items():
     encoded[split] = []
     for example in examples:
-      text = task.prompt(example)
-      tokens = tokenizer.encode(tokenizer.render(text)) if text.strip() else []
+      text, row = task.prompt(example), f'{split} row {example.row_id}'
+      if not text.strip():
+        raise tasks.TaskError(f'{row}: the prompt {text!r} is empty')
+      most = context_length - max_new_tokens
+      try:
+        tokens = tokenizer.encode(tokenizer.render(text), most)
+      except TooLong as error:
+        raise tasks.TaskError(
+          f'{row}: {error.tokens} prompt tokens and {max_new_tokens} new ones '
+          f'exceed the context of {context_length}; drop the row or lower '
+          'config.decode.max_new_tokens'
+        ) from error
+      except TokenizerError as error:
+        raise tasks.TaskError(f'{row}: {error}') from error
       if not tokens:
-        raise tasks.TaskError(
-          f'{split} row {example.row_id}: the prompt {text!r} is empty'
-        )
-      if len(tokens) + max_new_tokens > context_length:
-        raise tasks.TaskError(
-          f'{split} row {example.row_id}: {len(tokens)} prompt tokens and '
-          f'{max_new_tokens} new ones exceed the context of {context_length}; '
-          'drop the row or lower config.decode.max_new_tokens'
-        )
+        raise tasks.TaskError(f'{row}: the prompt {text!r} has no tokens')
       encoded[split].append(tokens)
   everything = [tokens for some in encoded.values() for tokens in some]
   shared = decode.shared_prefix(everything)

@@ -17,7 +17,16 @@ import tokenizers
 from thicket.models import folder_tokenizer, gguf_tokenizer
 from thicket.models.chat import ChatTemplate
 from thicket.models.spelling import Speller
-from thicket.models.tokenizer_parts import Parts, TokenizerError, bad
+from thicket.models.tokenizer_parts import (
+  Parts,
+  TokenizerError,
+  TooLong,
+  bad,
+  line,
+)
+
+# As far as a text is read at first, to see whether it is too long.
+_CHARS_A_TOKEN = 16
 
 
 class Tokenizer:
@@ -106,16 +115,40 @@ class Tokenizer:
     """Whether the model was taught to chat: it came with a chat template."""
     return self._template is not None
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str, most: int | None = None) -> list[int]:
     """Ids of the text; names of special tokens in it become those tokens.
 
     Under `add_bos` the ids start with bos, once even where the text (a
     rendered chat) has it already. Bytes that have no token are dropped.
+
+    Raises TooLong where there are more than `most` ids, without reading a text
+    that is far longer to its end; TokenizerError where the text is of a shape
+    that the backend cannot cut, as of millions of spaces.
     """
-    ids = self._backend.encode(text, add_special_tokens=False).ids
+    chars = len(text) if most is None else max(1, most) * _CHARS_A_TOKEN
+    while chars < len(text):
+      if (num := len(self._ids(text[:chars]))) > most:
+        start = f'in its first {chars} of {len(text)} characters'
+        raise TooLong(f'{num} ({start})')
+      chars *= 2
+    ids = self._ids(text)
     if self.add_bos and ids[:1] != [self.bos_id]:
       ids = [self.bos_id, *ids]
+    if most is not None and len(ids) > most:
+      raise TooLong(f'{len(ids)}')
     return ids
+
+  def _ids(self, text: str) -> list[int]:
+    try:
+      return self._backend.encode(text, add_special_tokens=False).ids
+    except BaseException as error:
+      # The library has no narrower class for what goes wrong inside of it.
+      if type(error).__name__ != 'PanicException':
+        raise
+      raise TokenizerError(
+        f'a text of {len(text)} characters cannot be cut into words '
+        f'({line(error)}); shorten it'
+      ) from error
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text that the ids add to a text, without special tokens.
@@ -173,6 +206,6 @@ class Tokenizer:
     except TokenizerError:  # it renders prompts only; eos has to do
       return []
     rest = text.partition(answer)[2]  # '' where the answer is not repeated
-    ids = self._backend.encode(rest, add_special_tokens=False).ids
+    ids = self._ids(rest)
     added = self._backend.get_added_tokens_decoder()
     return [id_ for id_ in ids if id_ in added and added[id_].special][:1]

@@ -14,6 +14,15 @@ class TokenizerError(ValueError):
   """A tokenizer or its chat template cannot be used; the message says why."""
 
 
+class TooLong(TokenizerError):
+  """A text has more tokens than it may have; `tokens` says how many."""
+
+  def __init__(self, tokens: str):
+    """Takes the number, in words where it was not counted to the end."""
+    super().__init__(f'the text has {tokens} tokens')
+    self.tokens = tokens
+
+
 class Parts(NamedTuple):
   """The arguments of `tokenizer.Tokenizer`.
 
