@@ -267,6 +267,27 @@ def test_decoders_whose_tokens_have_no_text_of_their_own(tmp_path, decoder):
     Tokenizer.from_folder(path)
 
 
+@pytest.mark.parametrize(
+  ('where', 'key', 'value', 'problem'),
+  [
+    ('vocab', 'a', 10**9, 'a token has the id 1000000000, and there are 4'),
+    ('special_tokens', None, {}, 'is damaged, get the model again'),
+  ],
+)
+def test_damaged_files_cost_neither_memory_nor_a_crash(
+  tmp_path, where, key, value, problem
+):
+  path = write(tmp_path / 'model', 'llama3')
+  data = json.loads((path / 'tokenizer.json').read_text())
+  if key:
+    data['model'][where][key] = value
+  else:
+    data['post_processor'][where] = value
+  (path / 'tokenizer.json').write_text(json.dumps(data))
+  with pytest.raises(TokenizerError, match=problem):
+    Tokenizer.from_folder(path)
+
+
 def test_more_than_one_token_before_a_text(tmp_path):
   path = write(tmp_path / 'model', 'llama3')
   data = json.loads((path / 'tokenizer.json').read_text())

@@ -34,6 +34,7 @@ FILES = (TOKENIZER, CONFIG, SPECIAL, GENERATION, 'config.json', TEMPLATE)
 
 _OTHERS = ('tokenizer.model', 'tekken.json', 'vocab.json', 'spiece.model')
 _NAMED = ('bos', 'eos', 'pad', 'unk', 'sep', 'cls', 'mask')
+_GAPS = 10_000  # ids without a token; each costs memory
 _DEFAULT = 'default'  # of several templates
 
 
@@ -49,6 +50,10 @@ def read(path: pathlib.Path) -> Parts:
   named = _object(path / SPECIAL) | named
   names = {key: _token(named.get(f'{key}_token')) for key in _NAMED}
   vocabulary = backend.get_vocab(with_added_tokens=True)
+  last = max(vocabulary.values(), default=0)
+  if last > 2 * len(vocabulary) + _GAPS:
+    problem = f'a token has the id {last}, and there are {len(vocabulary)}'
+    raise bad(str(path / TOKENIZER), problem)
   for key in ('bos', 'eos'):
     if names[key] is not None and names[key] not in vocabulary:
       problem = f'{key}_token {names[key]!r} is not in {TOKENIZER}'

@@ -22,7 +22,7 @@ from thicket.models.tokenizer_parts import (
   TokenizerError,
   TooLong,
   bad,
-  line,
+  no_panic,
 )
 
 # As far as a text is read at first, to see whether it is too long.
@@ -88,7 +88,8 @@ class Tokenizer:
     and for files that are malformed or of a kind that cannot be read.
     """
     try:
-      return cls(*folder_tokenizer.read(pathlib.Path(path)))
+      with no_panic(f'{path}: is damaged, get the model again'):
+        return cls(*folder_tokenizer.read(pathlib.Path(path)))
     except TokenizerError as error:
       named = str(path) in str(error)
       raise error if named else TokenizerError(f'{path}: {error}') from error
@@ -139,16 +140,8 @@ class Tokenizer:
     return ids
 
   def _ids(self, text: str) -> list[int]:
-    try:
+    with no_panic(f'a text of {len(text)} characters cannot be cut'):
       return self._backend.encode(text, add_special_tokens=False).ids
-    except BaseException as error:
-      # The library has no narrower class for what goes wrong inside of it.
-      if type(error).__name__ != 'PanicException':
-        raise
-      raise TokenizerError(
-        f'a text of {len(text)} characters cannot be cut into words '
-        f'({line(error)}); shorten it'
-      ) from error
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text that the ids add to a text, without special tokens.

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import tokenizers
@@ -53,6 +54,20 @@ def bad(key: str, problem: str) -> TokenizerError:
 def line(error: BaseException) -> str:
   """An error's message on one line."""
   return ' '.join(str(error).split()).rstrip('.') or type(error).__name__
+
+
+@contextlib.contextmanager
+def no_panic(what: str) -> Iterator[None]:
+  """Makes a panic of the `tokenizers` library an error that says what failed.
+
+  A panic is no `Exception`, and its class is not to be had.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if type(error).__name__ != 'PanicException':
+      raise
+    raise TokenizerError(f'{what}: {line(error)}') from error
 
 
 def make_special(
