@@ -83,6 +83,16 @@ def test_bos_comes_first_unless_the_file_says_no():
   assert not make(bos_token_id=None).add_bos
 
 
+def test_unused_tokens_are_no_part_of_any_merge():
+  entries = metadata(add_space_prefix=False)
+  ab = entries['tokenizer.ggml.tokens'].index('ab')
+  entries['tokenizer.ggml.token_type'][ab] = 5
+  tokenizer = Tokenizer.from_gguf(entries)
+  assert pieces(tokenizer, 'abab') == ['a', 'b', 'a', 'b']
+  assert pieces(tokenizer, 'abc') == ['abc']  # by way of bc
+  assert tokenizer.token_bytes[ab] == b''
+
+
 @pytest.mark.parametrize('written', ['  ', '\u2581\u2581'])
 def test_tokens_of_the_user_are_found_before_anything_else(written):
   tokenizer = make(own=[written, '<h1>'], add_space_prefix=False)

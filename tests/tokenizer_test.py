@@ -375,7 +375,7 @@ def test_truncate():
 
 
 @pytest.mark.slow
-def test_smollm2_is_the_reference():
+def test_smollm2_is_the_reference(tmp_path):
   golden = json.loads(GOLDEN.read_text(encoding='utf-8'))
   path = hub.resolve('smollm2-135m-instruct').path
   tokenizer = Tokenizer.from_gguf(gguf.open_gguf(path).metadata)
@@ -390,3 +390,9 @@ def test_smollm2_is_the_reference():
   table = stop_table(tokenizer.token_bytes, tokenizer.stop_ids, ['\n\nThis'])
   states = follow(table, golden['greedy_40'])
   assert states.index(len(table) - 1) == 12  # the token ' This' of the answer
+  tokenizer.save(tmp_path)
+  saved = Tokenizer.from_folder(tmp_path)
+  assert saved.render('What is 17 + 25? Answer with a number.') == prompt
+  assert saved.encode(prompt + answer) == tokenizer.encode(prompt + answer)
+  assert saved.token_bytes == tokenizer.token_bytes
+  assert saved.stop_ids == (2,)

@@ -103,6 +103,7 @@ def write(path: pathlib.Path, parts: Parts) -> None:
     # The class that takes the file above as it stands.
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'add_bos_token': parts.add_bos,
+    # Else versions before 5 take spaces away before punctuation.
     'clean_up_tokenization_spaces': False,
   }
   for key, id_ in ids.items():
