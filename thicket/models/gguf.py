@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from thicket.models.files import ModelFileError, file_error, shown
+
 _MAGIC = b'GGUF'
 _VERSIONS = (2, 3)
 _HEADER_BYTES = 24  # magic, version, number of tensors, of metadata entries
@@ -28,18 +30,12 @@ _MIN_ENTRY_BYTES = 13  # length of the key, type, one byte of value
 _MIN_TENSOR_BYTES = 32  # length of the name, rank, one size, type, offset
 _MAX_RANK = 4
 _ALIGNMENT = 32  # bytes, where the metadata does not say otherwise
-_SHOWN_CHARS = 60  # of a name in a message, which has to stay one line
 
 # Codes of value types, and how `struct` spells them.
 _SCALARS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 _LENGTH = struct.Struct('<Q')
-_GET_AGAIN = 'the file is damaged or incomplete, get it again'
-
-
-class ModelFileError(ValueError):
-  """A model file cannot be read; the message says what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +82,9 @@ class GgufFile:
     info = self.tensors.get(name)
     if info is None:
       near = difflib.get_close_matches(name, self.tensors, n=3)
-      raise _error(
+      raise file_error(
         self.path,
-        f'no tensor {_shown(name)}',
+        f'no tensor {shown(name)}',
         f'near names: {", ".join(near)}' if near else 'is it another model?',
       )
     try:
@@ -96,9 +92,11 @@ class GgufFile:
         self.path, np.uint8, count=info.num_bytes, offset=info.offset
       )
     except OSError as error:
-      raise _error(self.path, f'cannot be read: {error.strerror}') from error
+      raise file_error(
+        self.path, f'cannot be read: {error.strerror}'
+      ) from error
     if data.size != info.num_bytes:
-      raise _error(self.path, 'was cut short after it had been opened')
+      raise file_error(self.path, 'was cut short after it had been opened')
     try:
       with np.errstate(all='ignore'):
         values = quants.dequantize(
@@ -106,15 +104,15 @@ class GgufFile:
           GGMLQuantizationType[info.type],
         )
     except NotImplementedError as error:
-      raise _error(
+      raise file_error(
         self.path,
-        f'tensor {_shown(name)} has type {info.type}, which has no decoder',
+        f'tensor {shown(name)} has type {info.type}, which has no decoder',
         'use a file of another quantisation, such as Q8_0',
       ) from error
     values = values.astype(np.float32, copy=False).reshape(info.shape)
     if not np.isfinite(values).all():
-      raise _error(
-        self.path, f'tensor {_shown(name)} holds values that are not finite'
+      raise file_error(
+        self.path, f'tensor {shown(name)} holds values that are not finite'
       )
     return values
 
@@ -135,37 +133,28 @@ def open_gguf(path: str | Path) -> GgufFile:
       with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
         return _parse(_Cursor(path, buffer))
   except OSError as error:
-    raise _error(
+    raise file_error(
       path, f'cannot be opened: {error.strerror}', 'check the path'
     ) from error
 
 
-def _error(
-  path: Path, problem: str, remedy: str = _GET_AGAIN
-) -> ModelFileError:
-  return ModelFileError(f'{path}: {problem}; {remedy}')
-
-
-def _shown(name: str) -> str:
-  more = '...' if len(name) > _SHOWN_CHARS else ''
-  return repr(name[:_SHOWN_CHARS]) + more
-
-
 def _check_start(path: Path, start: bytes) -> None:
   if start[:4] != _MAGIC:
-    raise _error(
+    raise file_error(
       path,
       f'is not a GGUF file, it starts with {start[:4]!r}',
       'only GGUF files are read by this version',
     )
   if len(start) < _HEADER_BYTES:
-    raise _error(path, f'ends inside its header of {_HEADER_BYTES} bytes')
+    raise file_error(path, f'ends inside its header of {_HEADER_BYTES} bytes')
   (version,) = struct.unpack_from('<I', start, 4)
   if version in _VERSIONS:
     return
   if version & 0xFFFF == 0:
-    raise _error(path, 'is big-endian', 'convert it to a little-endian file')
-  raise _error(
+    raise file_error(
+      path, 'is big-endian', 'convert it to a little-endian file'
+    )
+  raise file_error(
     path,
     f'has GGUF version {version}, versions 2 and 3 are read',
     'convert the model again with a current converter',
@@ -184,7 +173,7 @@ class _Cursor:
     """Where the next bytes start, after making sure that they are there."""
     start = self.at
     if num_bytes > len(self.buffer) - start:
-      raise _error(
+      raise file_error(
         self.path,
         f'{what} at byte {start} needs {num_bytes} bytes, '
         f'{len(self.buffer) - start} are left',
@@ -200,7 +189,7 @@ class _Cursor:
     """A number of items that take at least `min_bytes` each."""
     number = self.scalar('Q', what)
     if number * min_bytes > len(self.buffer) - self.at:
-      raise _error(
+      raise file_error(
         self.path,
         f'{what} = {number} does not fit {len(self.buffer)} bytes',
       )
@@ -218,7 +207,7 @@ class _Cursor:
         (length,) = _LENGTH.unpack_from(buffer, at)
         end = at + 8 + length
         if end > size:
-          raise _error(
+          raise file_error(
             self.path,
             f'{what} at byte {at} needs {length} bytes, {size - at - 8} are '
             'left',
@@ -226,9 +215,13 @@ class _Cursor:
         result.append(buffer[at + 8 : end].decode())
         at = end
     except struct.error as error:
-      raise _error(self.path, f'ends inside {what}, at byte {at}') from error
+      raise file_error(
+        self.path, f'ends inside {what}, at byte {at}'
+      ) from error
     except UnicodeDecodeError as error:
-      raise _error(self.path, f'{what} at byte {at} is not UTF-8') from error
+      raise file_error(
+        self.path, f'{what} at byte {at} is not UTF-8'
+      ) from error
     self.at = at
     return result
 
@@ -239,14 +232,14 @@ class _Cursor:
       return self.string(what)
     if kind == _ARRAY:
       return self.array(what)
-    raise _error(self.path, f'{what} has unknown value type {kind}')
+    raise file_error(self.path, f'{what} has unknown value type {kind}')
 
   def array(self, what: str) -> list[str] | np.ndarray:
     kind = self.scalar('I', what)
     if kind == _STRING:
       return self.strings(self.count(8, f'length of {what}'), what)
     if kind not in _SCALARS:
-      raise _error(self.path, f'{what} is an array of unknown type {kind}')
+      raise file_error(self.path, f'{what} is an array of unknown type {kind}')
     dtype = np.dtype('<u1' if kind == _BOOL else '<' + _SCALARS[kind])
     number = self.count(dtype.itemsize, f'length of {what}')
     start = self.take(number * dtype.itemsize, what)
@@ -264,17 +257,17 @@ def _parse(cursor: _Cursor) -> GgufFile:
   for _ in range(num_entries):
     key = cursor.string('a metadata key')
     if key in metadata:
-      raise _error(cursor.path, f'metadata key {_shown(key)} occurs twice')
-    kind = cursor.scalar('I', f'type of {_shown(key)}')
-    metadata[key] = cursor.value(kind, _shown(key))
+      raise file_error(cursor.path, f'metadata key {shown(key)} occurs twice')
+    kind = cursor.scalar('I', f'type of {shown(key)}')
+    metadata[key] = cursor.value(kind, shown(key))
   left = len(cursor.buffer) - cursor.at
   if num_tensors * _MIN_TENSOR_BYTES > left:
-    raise _error(
+    raise file_error(
       cursor.path, f'number of tensors = {num_tensors}, {left} bytes are left'
     )
   alignment = metadata.get('general.alignment', _ALIGNMENT)
   if type(alignment) is not int or alignment < 1 or alignment.bit_count() > 1:
-    raise _error(
+    raise file_error(
       cursor.path, f'general.alignment = {alignment!r} is no power of two'
     )
   infos = _tensor_infos(cursor, num_tensors, alignment)
@@ -288,7 +281,7 @@ def _tensor_infos(
   from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
   def fail(name: str, problem: str) -> ModelFileError:
-    return _error(cursor.path, f'tensor {_shown(name)} {problem}')
+    return file_error(cursor.path, f'tensor {shown(name)} {problem}')
 
   found: dict[str, tuple] = {}
   for _ in range(number):
