@@ -4,6 +4,7 @@
 import hashlib
 import logging
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import zipfile
 import pytest
 
 from thicket.models import hub
+from thicket.models.files import ModelFileError
 
 NAME = 'tiny'
 CONTENT = bytes(range(256)) * 20
@@ -248,19 +250,141 @@ def test_a_local_file_and_a_folder(index, tmp_path):
   assert not index.calls
 
 
-def test_folders_without_exactly_one_file(index, tmp_path):
-  (tmp_path / 'model.safetensors').write_text('')
-  only = 'only GGUF files are read by this version'
-  with pytest.raises(hub.HubError, match=rf'holds no \.gguf file; {only}'):
-    hub.resolve(str(tmp_path))
-  with pytest.raises(hub.HubError, match=rf'is not a \.gguf file; {only}'):
-    hub.resolve(str(tmp_path / 'model.safetensors'))
+def refused(name, **more):
+  """The message that both ways of looking at a name refuse it with."""
+  messages = []
+  for check in (hub.check_name, hub.resolve):
+    with pytest.raises(hub.HubError) as caught:
+      check(name, **more)
+    messages.append(str(caught.value))
+  assert messages[0] == messages[1]
+  assert '\n' not in messages[0]
+  return messages[0]
+
+
+def test_folders_without_exactly_one_model(tmp_path):
+  folder = str(tmp_path)
+  nothing = 'holds no model: no model.safetensors nor model.safetensors.index'
+  assert nothing in refused(folder)
+  (tmp_path / 'consolidated.safetensors').write_text('')
+  assert nothing in refused(folder)
   for name in ('b.gguf', 'a.gguf'):
     (tmp_path / name).write_text('')
-  with pytest.raises(hub.HubError, match=r'2 \.gguf files \(a.gguf, b.gguf\)'):
-    hub.resolve(str(tmp_path))
-  with pytest.raises(hub.HubError, match='there is no such file'):
-    hub.resolve(str(tmp_path / 'c.gguf'))
+  assert 'holds 2 .gguf files (a.gguf, b.gguf); give the' in refused(folder)
+  assert 'there is no such file' in refused(str(tmp_path / 'c.gguf'))
+  one = str(tmp_path / 'consolidated.safetensors')
+  assert f'{one} is not a .gguf file; of other models, give' in refused(one)
+
+
+@pytest.mark.parametrize(
+  'name', ['pytorch_model.bin', 'x.pt', 'consolidated.00.pth', 'm.ckpt']
+)
+def test_pickles_are_refused_with_a_way_out(name, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / name).write_bytes(b'never opened')
+  for path in (tmp_path, tmp_path / name):
+    message = refused(str(path))
+    assert f"weights are pickled ('{name}')" in message
+    assert 'take a revision with model.safetensors or, if you' in message
+    assert "save_pretrained('FOLDER')" in message
+
+
+def test_an_adapter_is_not_a_model(tmp_path):
+  (tmp_path / 'adapter_model.safetensors').write_text('')
+  (tmp_path / 'training_args.bin').write_text('')
+  assert 'merge them, with merge_and_unload of peft' in refused(str(tmp_path))
+
+
+def test_what_is_taken_of_a_folder_with_several(tmp_path):
+  def kind():
+    hub.check_name(str(tmp_path))
+    return hub.resolve(str(tmp_path)).kind
+
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / 'model.gguf').write_text('')
+  (tmp_path / 'pytorch_model.bin').write_text('')
+  assert kind() == hub.GGUF
+  (tmp_path / 'model.safetensors').write_text('')
+  assert kind() == hub.SAFETENSORS
+  (tmp_path / 'thicket.json').write_text('{}')
+  assert kind() == hub.CHECKPOINT
+
+
+def test_the_hash_of_a_folder_is_of_what_is_read(tmp_path):
+  folder = tmp_path / 'Some-Model'
+  (folder / 'sub').mkdir(parents=True)
+  contents = {
+    'config.json': b'{}',
+    'model.safetensors.index.json': b'{"weight_map": {"x": '
+    b'"sub/b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}}',
+    'a.safetensors': b'a',
+    'sub/b.safetensors': b'b',
+    'tokenizer.json': b'[]',
+  }
+  for name, data in contents.items():
+    (folder / name).write_bytes(data)
+  lines = ''.join(
+    f'{hashlib.sha256(data).hexdigest()}  {name}\n'
+    for name, data in sorted(contents.items())
+  )
+  found = hub.resolve(str(folder))
+  assert found == hub.ModelFiles(
+    path=folder,
+    sha256=hashlib.sha256(lines.encode()).hexdigest(),
+    name='Some-Model',
+    source=str(folder),
+    kind=hub.SAFETENSORS,
+  )
+  (folder / 'README.md').write_text('about')
+  (folder / 'c.safetensors').write_text('not in the index')
+  assert hub.resolve(str(folder)) == found
+  for name in contents:
+    if name != 'model.safetensors.index.json':
+      (folder / name).write_bytes(contents[name] + b' ')
+      assert hub.resolve(str(folder)).sha256 != found.sha256
+      (folder / name).write_bytes(contents[name])
+  (folder / 'tokenizer_config.json').write_text('{}')
+  assert hub.resolve(str(folder)).sha256 != found.sha256
+
+
+def test_files_that_are_not_there_or_elsewhere(tmp_path):
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  (folder / 'model.safetensors').write_text('')
+  with pytest.raises(ModelFileError, match=r"no file 'config\.json' in it"):
+    hub.resolve(str(folder))
+  (tmp_path / 'secret').write_text('{}')
+  (folder / 'config.json').write_text('{}')
+  (folder / 'tokenizer.json').symlink_to(tmp_path / 'secret')
+  with pytest.raises(ModelFileError, match=r'tokenizer\.json: is a link to'):
+    hub.resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+  ('name', 'revision', 'problem'),
+  [
+    ('tiny', 'main', 'is not of the hub, only models there have revisions'),
+    ('.', 'main', 'is not of the hub, only models there have revisions'),
+    ('a/b@v1', 'v2', "a/b@v1: its revision is given as 'v2' too"),
+    ('a/b@../../c', None, "revision '../../c' is none; give a branch"),
+    ('a/b', '/etc/passwd', "revision '/etc/passwd' is none; give a branch"),
+    ('a/b', 'x y', "revision 'x y' is none"),
+    ('a/b/c', None, "unknown model 'a/b/c'"),
+    ('a/b@', None, "unknown model 'a/b@'"),
+    ('a', 'main', "unknown model 'a'"),
+  ],
+)
+def test_revisions(name, revision, problem, index, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a.gguf').write_text('')
+  assert problem in refused(name, revision=revision)
+
+
+def test_names_on_the_hub_pass_without_asking_it(index):
+  for name in ('a/b', 'Qwen/Qwen2.5-3B-Instruct@main', 'a/b@refs/pr/1'):
+    hub.check_name(name)
+    hub.check_name(name.partition('@')[0], revision='v1.0')
+  assert not index.calls
 
 
 @pytest.mark.parametrize(
@@ -270,7 +394,6 @@ def test_folders_without_exactly_one_file(index, tmp_path):
     ('SmolLM2-135M-Instruct', 'did you mean smollm2-135m-instruct'),
     ('zzz', "unknown model 'zzz': known: smollm2-135m-instruct; give one"),
     ('', "unknown model ''"),
-    ('Qwen/Qwen2.5-3B-Instruct', 'only GGUF files are read by this version'),
     ('~nobody-here/x', 'unknown model'),
     ('a\0b', 'unknown model'),
     ('x' * 5000, 'unknown model'),
@@ -278,10 +401,9 @@ def test_folders_without_exactly_one_file(index, tmp_path):
 )
 def test_unknown_names(name, problem, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  for check in (hub.check_name, hub.resolve):
-    with pytest.raises(hub.HubError, match=problem) as caught:
-      check(name)
-    assert 'the path of a .gguf file' in str(caught.value)
+  message = refused(name)
+  assert re.search(problem, message)
+  assert 'the path of a .gguf file' in message
 
 
 def test_known_names_are_checked_without_a_file(index, tmp_path):

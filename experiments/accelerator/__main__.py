@@ -84,7 +84,9 @@ def shaped(config: DecoderConfig, tokenizer: Any) -> LoadedModel:
   """A model of this shape with random weights, norms included."""
   spec = canonical_spec(config)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.bfloat16), spec)
-  model = LoadedModel('shaped', '', Decoder(config), zeros, spec, tokenizer)
+  model = LoadedModel(
+    'shaped', '', Decoder(config), zeros, spec, tokenizer, 'llama'
+  )
   writer = perturber(model, 'gaussian')
   written = writer.write([0], [0.02], writer.buffers(1))
   params = jax.tree.map(lambda x: x[0], written)

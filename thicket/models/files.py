@@ -17,12 +17,18 @@ from typing import Any
 
 GET_AGAIN = 'the file is damaged or incomplete, get it again'
 
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')  # ends of their names
+
 _MAX_JSON_BYTES = 100_000_000  # the largest tokenizer.json is a third of it
 _SHOWN_CHARS = 60  # of a name in a message, which has to stay one line
 
 
 class ModelFileError(ValueError):
   """A model file cannot be read; the message says what is wrong with it."""
+
+
+class HubError(ValueError):
+  """A model cannot be found or fetched; the message says what to do."""
 
 
 def file_error(
@@ -38,6 +44,16 @@ def shown(value: object) -> str:
     return ' '.join(reprlib.repr(value).split())
   more = '...' if len(value) > _SHOWN_CHARS else ''
   return repr(value[:_SHOWN_CHARS]) + more
+
+
+def pickled(name: str) -> str:
+  """What is wrong with weights in a file of Python's pickles, and a way out."""
+  return (
+    f'weights are pickled ({shown(name)}), and a pickle may run any program '
+    'when it is read; take a revision with model.safetensors or, if you trust '
+    "it, convert it with transformers: AutoModelForCausalLM.from_pretrained('"
+    "MODEL').save_pretrained('FOLDER')"
+  )
 
 
 def listed(names: Iterable[str]) -> str:

