@@ -9,11 +9,10 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+from tiny_folder import content, file, write_sharded
 
 from thicket.models.files import ModelFileError
 from thicket.models.safetensors import INDEX, WEIGHTS, open_folder
-
-TYPES = {'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 
 
 def tensors():
@@ -24,45 +23,6 @@ def tensors():
     'brain.weight': values.astype(ml_dtypes.bfloat16),
     'norm.weight': values[0],
   }
-
-
-def entries(arrays):
-  """A header's entries, tensors back to back in the order given."""
-  names = {np.dtype(dtype): name for name, dtype in TYPES.items()}
-  result, at = {}, 0
-  for name, array in arrays.items():
-    result[name] = {
-      'dtype': names[array.dtype],
-      'shape': list(array.shape),
-      'data_offsets': [at, at + array.nbytes],
-    }
-    at += array.nbytes
-  return result
-
-
-def file(header, data=b'', length=None):
-  """Bytes of a file; a header that is no bytes is written as JSON."""
-  if not isinstance(header, bytes):
-    header = json.dumps(header).encode()
-  length = len(header) if length is None else length
-  return struct.pack('<Q', length) + header + data
-
-
-def content(arrays):
-  """Bytes of a sound file."""
-  data = b''.join(array.tobytes() for array in arrays.values())
-  return file({'__metadata__': {'format': 'pt'}, **entries(arrays)}, data)
-
-
-def write_sharded(folder, shards):
-  """Writes arrays by name, by file, and an index; gives the index."""
-  places = {}
-  for name, arrays in shards.items():
-    (folder / name).write_bytes(content(arrays))
-    places |= dict.fromkeys(arrays, name)
-  index = {'metadata': {'total_size': 1}, 'weight_map': places}
-  (folder / INDEX).write_text(json.dumps(index))
-  return index
 
 
 def check_all(folder, arrays):

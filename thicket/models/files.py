@@ -58,7 +58,7 @@ def pickled(name: str) -> str:
 
 def listed(names: Iterable[str]) -> str:
   """Names in a message: all of them, quoted where they are unusual."""
-  plain = re.compile(r'[\w./*-]{1,200}', re.ASCII).fullmatch
+  plain = re.compile(r'[\w./* -]{1,200}', re.ASCII).fullmatch
   return ', '.join(name if plain(name) else shown(name) for name in names)
 
 

@@ -61,12 +61,9 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
   is_commit = re.fullmatch(r'[0-9a-f]{40}', revision)
   if is_commit and (found := _find_cached(name, revision)):
     return found  # a commit never changes, so there is nothing to ask
-  try:
-    there = _list(name, revision)
-  except HubError:
-    raise
-  except Exception as error:  # of any of the libraries below
-    return _cached(name, revision, f'the hub is out of reach: {_line(error)}')
+  there, why = _list(name, revision)
+  if there is None:
+    return _cached(name, revision, why)
   if not there & {WEIGHTS, INDEX}:
     raise HubError(f'{name}@{revision}: {_no_weights(there)}')
   folder = _download(name, revision, [CONFIG, INDEX, *TOKENIZER_FILES])
@@ -86,11 +83,15 @@ def file_names(folder: Path) -> list[str]:
   return sorted({CONFIG, *there, *index, *weight_files(folder)})
 
 
-def _list(name: str, revision: str) -> set[str]:
-  """Names of all files of a model; raises HubError where there is none."""
+def _list(name: str, revision: str) -> tuple[set[str] | None, str]:
+  """Names of all files of a model; or None, and why the hub does not say.
+
+  Raises HubError where it says that there are none.
+  """
   import huggingface_hub
   from huggingface_hub import errors
 
+  # Causes are left out: what a server says may hold what it was sent.
   try:
     api = huggingface_hub.HfApi(token=_token() or False)
     info = api.model_info(name, revision=revision)
@@ -99,9 +100,10 @@ def _list(name: str, revision: str) -> set[str]:
     errors.RevisionNotFoundError,
     errors.HFValidationError,
   ) as error:
-    # The cause is left out: what a server says may hold what it was sent.
     raise _refused(name, revision, error) from None
-  return {file.rfilename for file in info.siblings or ()}
+  except Exception as error:  # of any of the libraries below
+    return None, f'the hub is out of reach: {_line(error)}'
+  return {file.rfilename for file in info.siblings or ()}, ''
 
 
 def _download(name: str, revision: str, files: Collection[str]) -> Path:
