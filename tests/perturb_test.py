@@ -274,6 +274,34 @@ def test_fused_kernels_of_any_shape_have_their_own_bits(family, shape):
   )
 
 
+@pytest.mark.parametrize('scale', scales.SCALES)
+@pytest.mark.parametrize('family', families.FAMILIES)
+def test_one_array_alone_has_the_bits_of_the_whole(family, scale):
+  base, spec = _fused(_tensors(ml_dtypes.bfloat16))
+  mask = trees.trainable(spec, only='qkv|k|conv|norm|gain')
+  whole = _perturber(base, spec, family=family, scale=scale, mask=mask)
+  written = jax.tree.leaves(_write(whole))
+  for index, expected in enumerate(written):
+    (got,) = _write(whole.part(index))
+    _assert_bits(got, expected)
+  frozen = sorted(base).index('embed.weight@0')
+  assert whole.part(frozen).in_axes == [None]
+  assert written[frozen].shape == SHAPES['embed.weight', 0]
+
+
+def test_a_part_of_factored_members_is_dense():
+  base, spec = _small()
+  options = {'family': 'low_rank:2', 'seed': SEED}
+  place = lambda tree: {'params': tree}
+  factored = _perturber(place(base), place(spec), factored=True, **options)
+  dense = _write(_perturber(base, spec, **options))
+  for index, expected in enumerate(jax.tree.leaves(dense)):
+    part = factored.part(index)
+    assert part.in_axes == [0]
+    (got,) = _write(part)
+    _assert_bits(got, expected)
+
+
 @pytest.mark.parametrize('devices', [1, 8])
 def test_members_are_written_into_the_donated_buffer(devices):
   perturber = _perturber(*_fused(_tensors()), mesh=_mesh(devices))

@@ -17,6 +17,7 @@ Axes: M members, S tensors one under the other in an array.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -233,6 +234,25 @@ class Perturber:
     for i in self._dense:
       arrays[i] = jnp.zeros_like(shapes[i], device=shapes[i].sharding)
     return self._tree(arrays, {})
+
+  def part(self, index: int) -> Perturber:
+    """Writes one array of the base alone, dense, in a list of its own.
+
+    For whoever has no room for all weights of a member at once; `index` is the
+    array's place among the base's leaves.
+    """
+    stop = int(np.append(self._edges, len(self._names))[index])
+    own = slice(stop - len(self._shapes[index].segments), stop)
+    part = copy.copy(self)
+    part._structure = jax.tree.structure([0])
+    part._base, part._shapes, part._scales = (
+      [found[index]] for found in (self._base, self._shapes, self._scales)
+    )
+    part._names, part._layers = self._names[own], self._layers[own]
+    part._edges = self._edges[:0]
+    part._dense = [0] if self._scales[index].any() else []
+    part._thin, part._factored = {}, False
+    return part
 
   def write(
     self,
