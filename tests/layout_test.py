@@ -107,6 +107,7 @@ LEVELS = {
   'models.tokenizer': 3,
   'models.load': 3,
   'models.mlp': 3,
+  'models.shards': 3,
   'models.adapters': 3,
   'models.classifiers': 3,
   'digits': 3,
