@@ -66,6 +66,7 @@ setuptools.setup(
       'pyarrow>=17',
       'pytest>=8.0',
       'pytest-xdist>=3.6',  # two workers: most of the time is compiling
+      'safetensors>=0.5',  # reads what our own writer writes
       'scikit-learn>=1.5',
       'tensorflow-datasets>=4.9.10',
     ],

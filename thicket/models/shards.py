@@ -18,6 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from thicket.models.safetensors import INDEX, WEIGHTS
+
 SHARD_BYTES = 5_000_000_000  # as transformers has long cut models
 
 _KINDS = {
@@ -58,7 +60,7 @@ def write(
   stream = iter(tensors)
   files: dict[str, str] = {}
   for number, names in enumerate(shards, 1):
-    file = 'model.safetensors'
+    file = WEIGHTS
     if len(shards) > 1:
       file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
     with (folder / file).open('wb') as out:
@@ -71,8 +73,7 @@ def write(
   if len(shards) > 1:
     total = {'total_size': sum(sizes.values())}
     text = json.dumps({'metadata': total, 'weight_map': files}, indent=2)
-    index = folder / 'model.safetensors.index.json'
-    index.write_text(text + '\n', encoding='utf-8')
+    (folder / INDEX).write_text(text + '\n', encoding='utf-8')
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> list[Sequence[str]]:
