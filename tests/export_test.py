@@ -117,6 +117,10 @@ def _read(folder):
   return found
 
 
+def _config_of(folder):
+  return json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+
+
 def _named(spec, arrays):
   """Canonical tensors by name, cut out of the arrays of a tree."""
   named = {}
@@ -321,7 +325,7 @@ def test_a_folder_has_all_that_loaders_want(finished, tmp_path):
     'model.safetensors', 'config.json', 'tokenizer.json',
     'tokenizer_config.json', 'README.md',
   }  # fmt: skip
-  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  config = _config_of(folder)
   assert config['model_type'] == 'llama'
   assert config['torch_dtype'] == 'float32'
   assert config['vocab_size'] == tiny_gguf.CONFIG.vocab_size
@@ -333,7 +337,7 @@ def test_a_tied_head_is_not_written(special, tmp_path):
   got = _read(folder)
   assert 'model.embed_tokens.weight' in got
   assert 'lm_head.weight' not in got
-  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  config = _config_of(folder)
   assert config['tie_word_embeddings'] is True
   assert config['torch_dtype'] == 'bfloat16'
 
@@ -612,25 +616,68 @@ def test_as_a_base_it_answers_as_it_did_as_a_member(finished, tmp_path):
   assert _stored_rows(finished, BASE) != _stored_rows(finished, best)
 
 
+def _assert_their_logits(folder, ids):
+  """Transformers and ours, both in float32, agree to 1e-4."""
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  back = load(str(folder))
+  dtype = jax.tree.leaves(back.params)[0].dtype
+  assert str(theirs.dtype) == f'torch.{_config_of(folder)["torch_dtype"]}'
+  with torch.no_grad():
+    expected = theirs.float()(torch.tensor([ids])).logits[0].numpy()
+  assert dtype == np.float32
+  tokens = jnp.asarray([ids], jnp.int32)
+  positions = jnp.arange(len(ids))[None]
+  got, _ = back.decoder.apply(
+    back.params, tokens, positions, tokens >= 0, all_logits=True
+  )
+  difference = abs(np.asarray(got[0]) - expected).max()
+  assert difference <= 1e-4 * abs(expected).max()
+  assert np.ptp(expected, axis=0).max() > 0.1  # positions are not all alike
+
+
 @pytest.mark.parametrize('name', ['finished', 'special'])
 def test_transformers_reads_it(name, request, tmp_path):
-  torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   done = request.getfixturevalue(name)
   folder = export_member(done.folder, f'hf:{tmp_path / "out"}')
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   ids = tokenizer('Q 12+3=', add_special_tokens=False)['input_ids']
   assert ids == done.job._model.tokenizer.encode('Q 12+3=')
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-  dtype = jax.tree.leaves(done.job._model.params)[0].dtype
-  assert str(theirs.dtype) == f'torch.{dtype}'
+  _assert_their_logits(folder, ids)
+  # Generation ends where ours does.
+  ends = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+  assert tuple(ends) == done.job._model.tokenizer.stop_ids
+
+
+@pytest.mark.parametrize(
+  ('kind', 'options'),
+  [
+    ('gemma2', {'sliding_window': 3, 'query_pre_attn_scalar': 9}),
+    ('qwen2', {'tie_word_embeddings': False}),
+  ],
+)
+def test_other_families_go_there_and_back(kind, options, finished, tmp_path):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  config = transformers.AutoConfig.for_model(
+    kind, vocab_size=tiny_gguf.CONFIG.vocab_size, hidden_size=20,
+    intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=6, max_position_embeddings=128, **options,
+  )  # fmt: skip
+  torch.manual_seed(0)
+  base = transformers.AutoModelForCausalLM.from_config(config)
   with torch.no_grad():
-    expected = theirs.float()(torch.tensor([ids])).logits[0].numpy()
+    for tensor in base.parameters():
+      tensor.add_(0.2 * torch.randn_like(tensor))
+  base.save_pretrained(tmp_path / 'base')
+  finished.job._model.tokenizer.save(tmp_path / 'base')
+  done = _run(_config(str(tmp_path / 'base')), tmp_path / 'work')
+  folder = export_member(done.folder, f'hf:{tmp_path / "out"}')
+  names = lambda folder: sorted(_read(folder))
+  assert names(folder) == names(tmp_path / 'base')
+  assert _config_of(folder)['model_type'] == kind
   back = load(str(folder))
-  wide = jax.tree.map(lambda x: x.astype(jnp.float32), back.params)
-  tokens = jnp.asarray([ids], jnp.int32)
-  got, _ = back.decoder.apply(
-    wide, tokens, jnp.arange(len(ids))[None], tokens >= 0, all_logits=True
-  )
-  difference = abs(np.asarray(got[0]) - expected).max()
-  assert difference <= 1e-4 * abs(expected).max()
+  assert back.decoder.config == done.job._model.decoder.config
+  _assert_their_logits(folder, [5, 9, 200, 31, 7, 7, 80])

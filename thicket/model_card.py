@@ -144,12 +144,14 @@ def _scores(stored: Stored, mix: Mix) -> str:
     rows += _scores_of(stored, mix, split)
   whose = 'the member' if mix.is_member else 'each member alone'
   prompt = json.dumps(plan.task.prompt_template, ensure_ascii=False)
+  how = f'greedy decoding of at most {plan.max_new_tokens} tokens'
+  if plan.task.output_kind == 'label':
+    how = 'the likeliest label'
   paragraphs = [
-    f'Task `{plan.task.name}`, prompt `{prompt}`, greedy decoding of at most '
-    f'{plan.max_new_tokens} tokens. The score is the mean reward, accuracy is '
-    f'in percent; both are of {whose}, by the run itself. Brackets are 95% '
-    'intervals: Wilson for an accuracy, a paired bootstrap over questions for '
-    'the difference from the base.',
+    f'Task `{plan.task.name}`, prompt `{prompt}`, {how}. The score is the '
+    f'mean reward, accuracy is in percent; both are of {whose}, by the run '
+    'itself. Brackets are 95% intervals: Wilson for an accuracy, a paired '
+    'bootstrap over questions for the difference from the base.',
     _table(
       ['split', 'questions', 'model', 'score', 'accuracy', 'against the base'],
       rows,
