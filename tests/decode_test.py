@@ -6,7 +6,6 @@ C cache slots, G new tokens, V vocabulary, Q stop states.
 """
 
 import collections
-import dataclasses
 import functools
 import math
 import re
@@ -26,7 +25,7 @@ from thicket.models import decoder
 
 V, G, PAD = tiny.CONFIG.vocab_size, 6, 63
 # For tests of the loop rather than of answers; it compiles in half the time.
-SMALL = dataclasses.replace(tiny.CONFIG, num_layers=1)
+SMALL = tiny.with_layers(tiny.CONFIG, 1)
 # The gap between the best two logits below which a rounding may decide.
 CLOSE = 1e-3
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers through compiled programs that are kept: same bits, less memory."""
 
-import dataclasses
 import functools
 import re
 
@@ -18,7 +17,7 @@ from thicket.engine import Engine, answer_all
 from thicket.models import decoder
 from thicket.population import BASE, Members, Population
 
-CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=1)
+CONFIG = tiny.with_layers(tiny.CONFIG, 1)
 MODEL = decoder.Decoder(CONFIG)
 V, G, PAD = CONFIG.vocab_size, 6, 63
 PREFIX = (7, 3, 44, 21)

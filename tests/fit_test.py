@@ -15,8 +15,8 @@ from thicket import decode, engine, fit, perturb, sampling, sharding, trees
 from thicket.models import decoder
 
 # SmolLM2's shapes, but for few layers and tokens: compiled in a second.
-MID = dataclasses.replace(tiny.SMOLLM2_135M, num_layers=3, vocab_size=4096)
-WIDE = dataclasses.replace(tiny.SMOLLM2_135M, num_layers=1)
+MID = tiny.with_layers(tiny.SMOLLM2_135M, 3, vocab_size=4096)
+WIDE = tiny.with_layers(tiny.SMOLLM2_135M, 1)
 MB = 10**6
 
 

@@ -4,7 +4,6 @@
 Axes as in the module: M members, B rows, V vocabulary; G new tokens.
 """
 
-import dataclasses
 import functools
 from unittest import mock
 
@@ -546,7 +545,7 @@ def test_without_cuts_logits_are_left_alone():
 # Whole answers of a model.
 
 G, PAD = 6, 63
-SMALL = dataclasses.replace(tiny.CONFIG, num_layers=1)
+SMALL = tiny.with_layers(tiny.CONFIG, 1)
 PREFIX = np.array([7, 3, 44], np.int32)
 SUFFIXES = [[2], [8, 30, 4], [50, 6, 17, 40, 22], [11, 60]]
 (PROMPTS,) = batching.batches(SUFFIXES, ROW_IDS, 4, PAD)

@@ -77,7 +77,7 @@ def test_products_are_exactly_those_of_the_traced_program(config, batch):
 @pytest.mark.parametrize('batch', [(1, 8, 64, 1024), (2, 4, 64, 512)])
 def test_a_pass_agrees_with_xla(batch):
   # Wide enough for arrays to outweigh what XLA does around them.
-  shallow = dataclasses.replace(tiny.SMOLLM2_135M, num_layers=2, vocab_size=512)
+  shallow = tiny.with_layers(tiny.SMOLLM2_135M, 2, vocab_size=512)
   got = check.forward(shallow, *batch)
   # In the prefill XLA's copies to other layouts come on top of what we count:
   # there are too few columns for it to fuse norms into products.

@@ -6,6 +6,8 @@ canonical names, one sequence at a time, tokens first, float64. It shares no
 line with the package but the spec that says which tensor is where.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -43,6 +45,12 @@ SMOLLM2_135M = DecoderConfig(
   context_length=8192,
   tie_head=True,
 )
+
+
+def with_layers(config, count, **changes):
+  """The config with so many layers, all like its first."""
+  ropes = config.ropes[:1] * count
+  return dataclasses.replace(config, num_layers=count, ropes=ropes, **changes)
 
 
 def params(config=CONFIG, seed=0, dtype=np.float32):

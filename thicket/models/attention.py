@@ -248,17 +248,13 @@ class Attention(nn.Module):
       fused=self.fused,
       bias=c.qkv_bias,
       dtype=jnp.float32 if is_wide else None,
+      unit=H,
     )
-    norm = lambda name, x, axis: RMSNorm(
-      c.norm_eps, c.norm_offset, axis, name=name
-    )(x)
-    if c.head_norm == 'whole':
-      query, key = norm('q_norm', query, 0), norm('k_norm', key, 0)
-    query, key, value = (
-      heads.reshape(-1, H, *x.shape[1:]) for heads in (query, key, value)
-    )
-    if c.head_norm == 'head':
-      query, key = norm('q_norm', query, 1), norm('k_norm', key, 1)
+    if c.head_norm is not None:
+      query, key = (
+        self._normed(name, heads)
+        for name, heads in (('q_norm', query), ('k_norm', key))
+      )
     scale = H**-0.5 if c.query_scale is None else c.query_scale
     query = rotate(query, angles) * jnp.float32(scale)
     fresh = KeyValue(
@@ -270,3 +266,11 @@ class Attention(nn.Module):
     )
     biases = (('bias', c.d_model),) if c.out_bias else ()
     return Linear(c.d_model, biases=biases, name='out')(mixed), fresh
+
+  def _normed(self, name: str, x: jax.Array) -> jax.Array:
+    """Norms [heads, H, B, T], each head by itself or all of them together."""
+    c = self.config
+    norm = RMSNorm(c.norm_eps, c.norm_offset, name=name)
+    if c.head_norm == 'whole':
+      return norm(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+    return jnp.swapaxes(norm(jnp.swapaxes(x, 0, 1)), 0, 1)

@@ -187,6 +187,7 @@ def products(
   fused: bool,
   bias: bool,
   dtype: Any = None,
+  unit: int | None = None,
 ) -> list[jax.Array]:
   """Several products of one x, of one kernel or of a kernel each.
 
@@ -199,19 +200,23 @@ def products(
     fused: whether there is one kernel.
     bias: whether each part has one.
     dtype: of the results; None takes that of `x`.
+    unit: rows that belong together, as those of a head do, or None.
 
   Returns:
-    [E, ...] of each part.
+    Of each part [E, ...], or [E / unit, unit, ...].
   """
+  shaped = lambda y: y.reshape(-1, unit, *y.shape[1:]) if unit else y
   if not fused:
     return [
-      Linear(size, dtype, (('bias', size),) if bias else (), name=name)(x)
+      shaped(
+        Linear(size, dtype, (('bias', size),) if bias else (), name=name)(x)
+      )
       for name, size in parts.items()
     ]
   biases = tuple((f'{name}_bias', size) for name, size in parts.items())
   sizes = [*parts.values()]
   linear = Linear(sum(sizes), dtype, biases if bias else (), name=whole)
-  return jnp.split(linear(x), np.cumsum(sizes)[:-1])
+  return jnp.split(shaped(linear(x)), np.cumsum(sizes)[:-1] // (unit or 1))
 
 
 class Embed(nn.Module):
@@ -256,18 +261,16 @@ class RMSNorm(nn.Module):
 
   eps: float
   offset: float = 0.0  # added to the stored scale
-  axis: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises over an axis, by default the first."""
+    """Normalises [D, ...] over its first axis."""
     init = nn.initializers.constant(1 - self.offset)
-    scale = self.param('scale', init, (x.shape[self.axis],))
+    scale = self.param('scale', init, (x.shape[0],))
     wide = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(wide), axis=self.axis, keepdims=True)
+    mean_square = jnp.mean(jnp.square(wide), axis=0, keepdims=True)
     normed = wide * jax.lax.rsqrt(mean_square + jnp.float32(self.eps))
-    others = [axis for axis in range(x.ndim) if axis != self.axis]
-    scale = jnp.expand_dims(scale, others).astype(jnp.float32)
+    scale = jnp.expand_dims(scale, range(1, x.ndim)).astype(jnp.float32)
     if self.offset:
       scale = scale + jnp.float32(self.offset)
     return (normed * scale).astype(x.dtype)
