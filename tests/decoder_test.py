@@ -220,6 +220,128 @@ def test_prefill_and_single_steps_are_the_whole_forward_pass(prefix_length):
       )
 
 
+@pytest.mark.parametrize('window', [1, 3, 6, 7, 9])
+def test_a_window_reaches_so_many_tokens_back(window):
+  # One layer, so that what is seen is what is reached; of 7 tokens, 2 padding.
+  config = dataclasses.replace(tiny.with_layers(UNTIED, 1), windows=(window,))
+  weights, T, pad = tiny.params(config), 7, 2
+  tokens = np.random.default_rng(1).permutation(64)[:T].astype(np.int32)
+  places = np.arange(T)[None] - pad
+  blend = np.random.default_rng(2).standard_normal(64).astype(np.float32)
+
+  def blended(table):
+    moved = {**weights['params'], 'embed': {'embedding': table}}
+    logits, _ = decoder.Decoder(config).apply(
+      {'params': moved},
+      tokens[None],
+      np.maximum(places, 0),
+      places >= 0,
+      all_logits=True,
+    )
+    return logits[0] @ blend
+
+  table = weights['params']['embed']['embedding']
+  gradient = np.asarray(jax.jit(jax.jacrev(blended))(table))[:, tokens]
+  assert np.isfinite(gradient).all()
+  reaches = np.any(gradient != 0, axis=-1)[pad:]
+  back = np.arange(T)[pad:, None] - np.arange(T)[None]  # [of t, to s]
+  want = (back >= 0) & (back < window) & (np.arange(T)[None] >= pad)
+  np.testing.assert_array_equal(reaches, want)
+
+
+@pytest.mark.parametrize('prefix_length', [0, 3])
+def test_windows_reach_into_prefix_and_cache_by_position(prefix_length):
+  # As whole rows have it, which are padded on the left.
+  config = dataclasses.replace(tiny.CONFIG, windows=(2, 5))
+  weights, P, C, B = tiny.params(), prefix_length, 9, 3
+  prefix_tokens, tokens = _tokens(P, seed=1), _tokens(B, C)
+  pad = np.array([0, 2, 4])
+  whole = np.concatenate(
+    [np.broadcast_to(prefix_tokens, (B, P)), tokens], axis=1
+  )
+  for row, count in enumerate(pad):
+    whole[row, count : count + P] = prefix_tokens
+  want, _ = _forward(weights, whole, config, pad)
+  unbound, _ = _forward(weights, whole, tiny.CONFIG, pad)
+  assert np.abs(want - unbound)[:, -1].max() > 0.1
+  prefix = None
+  if P:
+    _, before = _forward(weights, prefix_tokens[None], config)
+    prefix = jax.tree.map(lambda x: x[0], before)
+  places = np.arange(C)[None] - pad[:, None]
+  run = _apply(config)
+
+  def step(start, stop, caches, cache_places):
+    context = Context(prefix)
+    if caches is not None:
+      seen = (places >= 0) & (np.arange(C)[None] < start)
+      context = Context(prefix, caches, seen, cache_places)
+    return run(
+      weights,
+      tokens[:, start:stop],
+      P + np.maximum(places[:, start:stop], 0),
+      places[:, start:stop] >= 0,
+      context,
+    )
+
+  logits, fresh = step(0, 5, None, None)
+  _close(logits[:, -1], want[:, P + 4])
+  caches = [
+    KeyValue(np.full((B, 2, 6, C), 1e3, np.float32),
+             np.full((B, 2, C, 6), 1e3, np.float32))
+    for _ in fresh
+  ]  # fmt: skip
+  for start in range(5, C):
+    for cache, new in zip(caches, fresh, strict=True):
+      _place(cache, new, start - new.value.shape[2])
+    # Where there is no token of the row, its place is no matter.
+    seen = (places >= 0) & (np.arange(C)[None] < start)
+    cache_places = np.where(seen, P + places, 10**6)
+    logits, fresh = step(start, start + 1, caches, cache_places)
+    _close(logits[:, 0], want[:, P + start])
+
+
+def test_windows_need_places_of_the_cache():
+  config = dataclasses.replace(tiny.CONFIG, windows=(2, None))
+  _, fresh = _forward(tiny.params(), _tokens())
+  places = np.full((3, 1), 9, np.int32)
+  with pytest.raises(ValueError, match='a window of 2 tokens needs cache_pos'):
+    decoder.Decoder(config).apply(
+      tiny.params(),
+      _tokens(3, 1),
+      places,
+      places > 0,
+      Context(None, fresh, np.ones((3, 9), bool)),
+    )
+
+
+def test_windows_that_bind_nothing_cost_nothing():
+  def text(windows):
+    config = dataclasses.replace(tiny.CONFIG, windows=windows)
+    model, tokens = decoder.Decoder(config), _tokens()
+    return str(
+      jax.make_jaxpr(model.apply)(tiny.params(), tokens, tokens, tokens > 0)
+    )
+
+  assert text((9, None)) == text((None, 10)) == text(())
+  assert text((8, None)) != text(())
+
+
+def test_angles_are_computed_once_for_layers_that_share_them():
+  def count(*bases):
+    config = dataclasses.replace(
+      tiny.with_layers(tiny.CONFIG, 4), ropes=tuple(map(Rope, bases))
+    )
+    model, tokens = decoder.Decoder(config), _tokens()
+    jaxpr = jax.make_jaxpr(model.apply)(
+      tiny.params(config), tokens, tokens, tokens > 0
+    )
+    return str(jaxpr).count('= cos ')
+
+  assert count(10.0, 10.0, 10.0, 10.0) == 1
+  assert count(10.0, 20.0, 10.0, 20.0) == 2
+
+
 def test_untied_head_is_a_matrix_of_its_own():
   weights, tokens = tiny.params(UNTIED), _tokens()
   before, _ = _forward(weights, tokens, UNTIED)
@@ -268,6 +390,21 @@ def test_rotation_turns_pairs_and_keeps_lengths():
   # Pairs are (0, 2) at rate 1 and (1, 3) at rate 1 / sqrt(100).
   want = [np.cos(t), -np.sin(t / 10), np.sin(t), np.cos(t / 10)]
   np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_frequencies_are_divided_and_amplitudes_multiplied():
+  t = np.array([[0, 1, 5]], np.int32)
+  cos, sin = attention.rope_angles(t, 4, Rope(100.0, (2.0, 0.5), 1.25))
+  angles = np.array([[1 / 2], [1 / 10 / 0.5]]) * t
+  np.testing.assert_allclose(cos[0, :, 0], 1.25 * np.cos(angles), atol=1e-6)
+  np.testing.assert_allclose(sin[0, :, 0], 1.25 * np.sin(angles), atol=1e-6)
+
+
+def test_soft_caps_bound_and_keep_what_is_small():
+  x = np.array([-1e4, -0.01, 0, 0.01, 2, 1e4], np.float32)
+  want = 3 * np.tanh(x.astype(np.float64) / 3)
+  np.testing.assert_allclose(attention.soft_cap(x, 3.0), want, rtol=1e-6)
+  np.testing.assert_array_equal(attention.soft_cap(x, None), x)
 
 
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)

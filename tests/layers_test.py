@@ -54,6 +54,42 @@ def test_linear_is_one_kernel_out_in():
   np.testing.assert_array_equal(got[:, :, 0], kernel @ x[:, :, 0])
 
 
+def test_linear_adds_biases_to_the_parts_of_its_result():
+  x = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
+  linear = layers.Linear(5, biases=(('first', 2), ('second', 3)))
+  shapes = jax.tree.map(jnp.shape, linear.init(jax.random.key(0), x))
+  assert shapes == {'params': {'kernel': (5, 3), 'first': (2,), 'second': (3,)}}
+  kernel = np.arange(15, dtype=np.float32).reshape(5, 3)
+  first, second = np.array([1, -2], np.float32), np.array([3, 5, 7], np.float32)
+  weights = {'kernel': kernel, 'first': first, 'second': second}
+  got = linear.apply({'params': weights}, x)
+  want = kernel @ x[:, :, 0] + np.concatenate([first, second])[:, None]
+  np.testing.assert_array_equal(got[:, :, 0], want)
+
+
+def test_a_bias_is_added_before_the_sum_is_rounded():
+  # 256 + 1 is no bfloat16, 256 + 1 + 1 is.
+  weights = {'kernel': np.ones((1, 257)), 'bias': np.ones(1)}
+  weights = jax.tree.map(lambda x: jnp.asarray(x, BF16), weights)
+  linear = layers.Linear(1, biases=(('bias', 1),))
+  got = linear.apply({'params': weights}, jnp.ones((257, 1), BF16))
+  chex.assert_type(got, BF16)
+  np.testing.assert_array_equal(got.astype(F32), 258)
+
+
+def test_rms_norm_adds_its_offset_in_float32():
+  # 1 + 2^-10 is no bfloat16.
+  x = np.array([[3.0], [4.0]], np.float32)
+  scale = jnp.array([2**-10, 1], BF16)
+  norm = layers.RMSNorm(1e-6, 1.0)
+  got = norm.apply({'params': {'scale': scale}}, x)
+  want = _rms_norm(x, np.array([1 + 2**-10, 2]), 1e-6)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  # A fresh one leaves what is normed alone.
+  fresh = norm.init(jax.random.key(0), x)
+  np.testing.assert_array_equal(fresh['params']['scale'], 0)
+
+
 def _rms_norm(x, scale, eps):
   x = x.astype(np.float64)
   scale = scale.astype(np.float64).reshape(-1, *[1] * (x.ndim - 1))

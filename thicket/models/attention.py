@@ -80,16 +80,17 @@ def make_masks(
   mask: jax.Array,
   sees: np.ndarray,
   context: Context,
-  window: int | None,
-) -> Masks:
-  """The masks of layers with a window.
+  windows: Sequence[int | None],
+) -> list[Masks]:
+  """The masks of each layer, the same arrays where they are the same.
 
   Args:
     positions: int32 [B, T], any value where `mask` is false.
     mask: bool [B, T], false where a token is padding.
     sees: bool [T, T], which of the tokens at hand each may see.
     context: what else there is.
-    window: w, a query at position p sees keys at p - w + 1 to p; None is all.
+    windows: w of each layer; a query at position p sees keys at p - w + 1 to
+      p. None is all.
 
   Raises:
     ValueError: a window needs positions of the cache, and there are none.
@@ -102,20 +103,29 @@ def make_masks(
   if context.cache is not None:
     cache = context.cache_mask[:, None, :]
     S = context.cache_mask.shape[1]
-  if window is None or window >= P + S + T:
-    return Masks(fresh, cache, None)
+  found = {None: Masks(fresh, cache, None)}
 
-  def is_near(places):
-    return positions[:, :, None] - places[:, None, :] < window
+  def windowed(window):
+    def near(places):
+      return positions[:, :, None] - places[:, None, :] < window
 
-  if cache is not None:
-    if context.cache_positions is None:
+    if cache is not None and context.cache_positions is None:
       raise ValueError(
         f'a window of {window} tokens needs cache_positions, which are None'
       )
-    cache = cache & is_near(context.cache_positions)
-  prefix = is_near(np.arange(P)[None]) if P else None
-  return Masks(fresh & is_near(positions), cache, prefix)
+    return Masks(
+      fresh=fresh & near(positions),
+      cache=None if cache is None else cache & near(context.cache_positions),
+      prefix=near(np.arange(P)[None]) if P else None,
+    )
+
+  # Of so many tokens, none is out of reach of a window as long.
+  total = P + S + T
+  windows = [w if w is not None and w < total else None for w in windows]
+  for window in windows:
+    if window not in found:
+      found[window] = windowed(window)
+  return [found[window] for window in windows]
 
 
 def rope_angles(

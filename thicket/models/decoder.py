@@ -142,16 +142,14 @@ class Decoder(nn.Module):
       rope: rope_angles(positions, c.head_dim, rope)
       for rope in dict.fromkeys(c.ropes)
     }
-    masks = {
-      window: make_masks(positions, mask, sees, context, window)
-      for window in dict.fromkeys(map(c.window, range(c.num_layers)))
-    }
+    windows = [c.window(i) for i in range(c.num_layers)]
+    masks = make_masks(positions, mask, sees, context, windows)
     fresh = []
     for i in range(c.num_layers):
       x, kv = Layer(c, self.fused, name=f'layer_{i}')(
         x,
         angles[c.ropes[i]],
-        masks[c.window(i)],
+        masks[i],
         context.prefix[i] if context.prefix is not None else None,
         context.cache[i] if context.cache is not None else None,
       )
