@@ -20,9 +20,13 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of population and data order
 
-  # A name of thicket.models.hub.MODELS, a .gguf file, or a folder with one.
+  # ORGANISATION/MODEL of Hugging Face's hub, the path of a .gguf file or of a
+  # folder with safetensors, or a key of thicket.models.hub.MODELS.
   config.model = ml_collections.ConfigDict()
   config.model.name = 'smollm2-135m-instruct'
+  # A branch, a tag or a commit of the hub; default main. The commit is kept
+  # with the run, which another one does not resume.
+  config.model.revision = config_dict.placeholder(str)
   config.model.dtype = 'float32'  # or bfloat16
 
   # What the task needs beyond its defaults: its prompt, its data.

@@ -261,7 +261,7 @@ def test_every_field_of_a_config_comes_back(tmp_path):
     tiny_gguf.CONFIG,
     num_layers=2,
     ropes=(
-      decoder.DecoderConfig.__dataclass_fields__ and tiny.CONFIG.ropes[0],
+      tiny.CONFIG.ropes[0],
       dataclasses.replace(
         tiny.CONFIG.ropes[0], divisors=(1.0, 2.5, 8.0), amplitude=1.25
       ),

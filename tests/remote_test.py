@@ -16,12 +16,15 @@ import urllib.parse
 
 import huggingface_hub
 import huggingface_hub.constants
+import made
 import pytest
 import tiny_folder
 
 from thicket.models import hub, remote
 from thicket.models.files import HubError, ModelFileError
 from thicket.models.load import load
+from thicket.plan import make_plan, make_recipe
+from thicket.recipe import differences
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAME = 'org/Tiny-1.5'
@@ -290,6 +293,34 @@ def test_a_cache_written_by_another_tool_is_used(server, files, monkeypatch):
   assert load(NAME).revision == SECOND
   assert load(NAME, revision=SECOND).revision == SECOND
   assert server.requests == []
+
+
+def test_the_commit_is_in_the_recipe_and_the_revision_is_a_setting(server):
+  config = made.config(model__name=NAME, model__revision='main')
+  plan = make_plan(config)
+  assert server.requests == []  # a plan is made offline
+  model = load(**config.model)
+  recipe = make_recipe(config, plan, model, plan.greedy)
+  assert recipe['model']['revision'] == FIRST
+  assert recipe['model']['name'] == 'Tiny-1.5'
+  server.commits[SECOND] = server.commits[FIRST] | {'README.md': b'new'}
+  server.refs['v2'] = SECOND
+  config.model.revision = 'v2'
+  moved = make_recipe(config, plan, load(**config.model), plan.greedy)
+  assert differences(recipe, moved) == [
+    f"model.revision: stored '{FIRST}', asked '{SECOND}'"
+  ]
+  config.model.revision = '../main'
+  with pytest.raises(HubError, match=r"revision '\.\./main' is none"):
+    make_plan(config)
+
+
+def test_a_recipe_of_a_local_model_has_no_revision(server, tmp_path):
+  config = made.config(model__name=str(tmp_path / 'source'))
+  plan = make_plan(config)
+  model = load(**config.model)
+  recipe = make_recipe(config, plan, model, plan.greedy)
+  assert recipe['model'].keys() == {'name', 'sha256', 'dtype', 'tree'}
 
 
 # What the hub refuses.

@@ -128,7 +128,7 @@ def make_plan(
     ConfigError, TaskError, PopulationError, HubError: naming the setting.
   """
   if splits is None:
-    hub.check_name(config.model.name)
+    hub.check_name(config.model.name, config.model.get('revision'))
   settings = {
     key: value
     for key, value in config.task.items()
@@ -351,6 +351,8 @@ def make_recipe(
     'model': {
       'name': model.name,
       'sha256': model.sha256,
+      # Of models of the hub; the others' recipes stay as they were.
+      **({'revision': model.revision} if model.revision else {}),
       'dtype': config.model.dtype,
       'tree': trees.fingerprint(model.params, model.spec),
     },

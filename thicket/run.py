@@ -95,7 +95,7 @@ class Run:
       mesh = sharding.make_mesh(model=config.run.model_axis)
     except ValueError as error:
       raise ConfigError(f'run.model_axis: {error}') from error
-    model = self._model = load(config.model.name, config.model.dtype, mesh)
+    model = self._model = load(**config.model, mesh=mesh)
     parameters = sum(x.size for x in jax.tree.leaves(model.params))
     logging.info(
       'loaded %s, %.1f M parameters, in %.1f s', model.name, parameters / 1e6,

@@ -99,7 +99,7 @@ class Base:
   def __init__(self, config: ml_collections.ConfigDict):
     """Loads the model."""
     mesh = sharding.make_mesh(jax.devices()[:1])
-    self.model = load(config.model.name, config.model.dtype, mesh)
+    self.model = load(**config.model, mesh=mesh)
     perturber = perturb.Perturber(
       self.model.params, self.model.spec, seed=0, mesh=mesh
     )

@@ -117,14 +117,15 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
   """
   path = inside(folder, name)
   try:
-    with path.open('rb') as file:
-      data = file.read(_MAX_JSON_BYTES + 1)
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+      problem = f'has {size} bytes, {_MAX_JSON_BYTES} are read at most'
+      raise file_error(folder / name, problem)
+    data = path.read_bytes()
   except OSError as error:
     raise file_error(
       folder / name, f'cannot be read: {error.strerror}', 'check the path'
     ) from error
-  if len(data) > _MAX_JSON_BYTES:
-    raise file_error(folder / name, f'has over {_MAX_JSON_BYTES} bytes')
   return parse_object(data, folder / name, 'is')
 
 

@@ -80,7 +80,7 @@ class Source(NamedTuple):
 
 
 def load(
-  name_or_path: str,
+  name: str,
   dtype: str = 'float32',
   mesh: Mesh | None = None,
   revision: str | None = None,
@@ -88,7 +88,7 @@ def load(
   """Loads a model by its name, from the hub, or from a file or a folder.
 
   Args:
-    name_or_path: see `hub.resolve`.
+    name: or a path, see `hub.resolve`.
     dtype: of the weights, a key of `DTYPES`.
     mesh: where the weights are put, array by array, split over its axis
       `model` where they may be; by default JAX's default device.
@@ -106,7 +106,7 @@ def load(
     raise ModelFileError(
       f'model dtype {dtype!r} is not one of {", ".join(DTYPES)}'
     )
-  files = hub.resolve(name_or_path, revision=revision)
+  files = hub.resolve(name, revision=revision)
   source = _OPEN[files.kind](files.path)
   config, tokenizer = source.config, source.tokenizer
   if tokenizer.vocab_size > config.vocab_size:
