@@ -70,12 +70,31 @@ PRE_TOKENIZERS = {
 }
 
 
+_SCALARS = {
+  'chat_template',
+  'model',
+  'pre',
+  'remove_extra_whitespaces',
+  'add_space_prefix',
+  'add_bos_token',
+  'bos_token_id',
+  'eos_token_id',
+  'eot_token_id',
+  'eom_token_id',
+  'padding_token_id',
+}
+
+
 def read(metadata: Mapping[str, Any]) -> Parts:
   """The tokenizer of a GGUF file, from its metadata.
 
   Raises TokenizerError, naming the key, for a kind of tokenizer or a
   pre-tokenizer that is not known, and for entries that make no sense.
   """
+  for key, value in metadata.items():
+    name = key.removeprefix('tokenizer.').removeprefix('ggml.')
+    if isinstance(value, np.ndarray | list) and name in _SCALARS:
+      raise bad(key, 'is a list, one value is needed')
   kind = metadata.get('tokenizer.ggml.model')
   if kind not in ('gpt2', 'llama'):
     raise TokenizerError(
