@@ -28,6 +28,7 @@ setuptools.setup(
     'etils[epath]>=1.9',
     'flax>=0.12',
     'gguf>=0.17',  # dequantisation of GGUF blocks
+    'huggingface_hub>=1.0',  # tokenizers needs it too
     'jax>=0.10',
     'jinja2>=3.1.6',  # chat templates, in its sandbox; the report
     'matplotlib>=3.9',
