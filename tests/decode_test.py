@@ -6,6 +6,7 @@ C cache slots, G new tokens, V vocabulary, Q stop states.
 """
 
 import collections
+import dataclasses
 import functools
 import math
 import re
@@ -22,6 +23,7 @@ from jax.sharding import PartitionSpec
 
 from thicket import batching, decode, perturb, sampling, sharding
 from thicket.models import decoder
+from thicket.models.decoder_config import Rope
 
 V, G, PAD = tiny.CONFIG.vocab_size, 6, 63
 # For tests of the loop rather than of answers; it compiles in half the time.
@@ -599,11 +601,11 @@ def _reachable(computations, name, found=None):
 class Loop:
   """The compiled `generate` and what its decoding loop does in a step."""
 
-  def __init__(self, family):
+  def __init__(self, family, config=tiny.SMOLLM2_135M):
     """Compiles it for abstract arguments."""
     M, B, S, G, P = SHAPES.values()
-    model = decoder.Decoder(tiny.SMOLLM2_135M)
-    table = np.zeros((2, tiny.SMOLLM2_135M.vocab_size), np.int32)
+    model = decoder.Decoder(config)
+    table = np.zeros((2, config.vocab_size), np.int32)
     decoding = decode.Decoding(G, table, 0, sampling.greedy)
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
     prompts = decode.Prompts(
@@ -611,7 +613,7 @@ class Loop:
       jax.ShapeDtypeStruct((B, 2), np.uint32),
       jax.ShapeDtypeStruct((B,), bool),
     )
-    spec = decoder.canonical_spec(tiny.SMOLLM2_135M)
+    spec = decoder.canonical_spec(config)
     mesh = sharding.make_mesh(jax.devices('cpu')[:1])
     perturber = perturb.Perturber(
       jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), spec),
@@ -715,3 +717,35 @@ def test_donated_caches_become_the_result(loop):
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(loop.caches)
   )
   assert loop.compiled.memory_analysis().alias_size_in_bytes >= size
+
+
+@pytest.mark.parametrize('family', ['gaussian', 'low_rank'])
+def test_a_step_is_as_lean_with_all_that_other_families_have(family):
+  config = dataclasses.replace(
+    tiny.with_layers(tiny.SMOLLM2_135M, 2),
+    ropes=(Rope(100.0), Rope(1e4, amplitude=1.2)),
+    windows=(7, None),
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    norm_after=True,
+    head_norm='head',
+    embed_scale=2.0,
+    attention_cap=5.0,
+    logit_cap=5.0,
+  )
+  loop = Loop(family, config)
+  (only,) = loop.whiles
+  assert only.sizes.count(CACHE_SIZE) == 4
+  assert 'scatter' not in {x.opcode for x in loop.step}
+  passes_on = {'parameter', 'get-tuple-element', 'bitcast', 'fusion', 'tuple'}
+  made = collections.Counter(
+    x.opcode
+    for x in loop.step
+    if CACHE_SIZE in x.sizes and x.opcode not in passes_on
+  )
+  assert made == {'dynamic-update-slice': 4}
+  moves = {'copy', 'transpose', 'convert', 'slice', 'concatenate', 'pad'}
+  sizes = {max(x.sizes) for x in loop.step if x.opcode in moves}
+  logits = SHAPES['M'] * SHAPES['B'] * config.vocab_size
+  assert max(sizes - {logits}) < WEIGHT_SIZE

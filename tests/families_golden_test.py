@@ -14,6 +14,7 @@ import pytest
 import tiny_families as tiny
 from jax.extend.core import jaxprs_in_params
 
+from thicket import batching, decode, labels, sampling
 from thicket.models import decoder
 
 FAMILIES = pytest.mark.parametrize('family', tiny.FAMILIES)
@@ -49,6 +50,42 @@ def test_answers_by_prefix_prefill_and_steps(family):
   tokens, logits = tiny.answers(config, tiny.params(config))
   assert tokens.tolist() == want['answers']  # gaps were above 1e-3 there
   _close(_logsumexp(logits), want['answers_logsumexp'], np.abs(logits).max())
+
+
+@pytest.mark.parametrize('family', ['mistral', 'gemma3_text'])
+@pytest.mark.parametrize('shared', [0, 5])
+def test_labels_longer_than_windows(family, shared):
+  # Packed side by side, tokens are further apart than in their own labels.
+  config = tiny.config(family)
+  weights = tiny.params(config)
+  asked = labels.Labels(
+    tokens=((5, 9, 13, 2, 4, 8, 1), (5, 9, 20, 2), (5, 30), (60, 9, 3)),
+    is_mean=False,
+    empty=(),
+    offsets=(),
+    choose=sampling.greedy,
+  )
+  rest = [[*tiny.PREFIX[shared:], *suffix] for suffix in tiny.SUFFIXES]
+  (prompts,) = batching.batches(rest, range(tiny.ROWS), tiny.ROWS, tiny.PAD)
+  model = decoder.Decoder(config)
+
+  @jax.jit
+  def run(members):
+    before = decode.prefill_prefix(model, members, 0, tiny.PREFIX[:shared])
+    return labels.log_shares(model, asked, members, 0, before, None, prompts)
+
+  got = run(jax.tree.map(lambda x: x[None], weights))[0]
+  got = np.asarray(got)[np.argsort(prompts.prompt)]
+  # A whole pass for each label of each prompt.
+  whole = tiny.padded([[*s, *x] for s in tiny.SUFFIXES for x in asked.tokens])
+  logits = tiny.forward(config, weights, *whole)
+  logs = np.asarray(jax.nn.log_softmax(logits))
+  scores = [
+    sum(row[-len(x) - 1 + i, token] for i, token in enumerate(x))
+    for row, x in zip(logs, asked.tokens * tiny.ROWS, strict=True)
+  ]
+  want = jax.nn.log_softmax(np.float32(scores).reshape(tiny.ROWS, -1))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 # In bfloat16. Logits of the worst row, beside the largest; measured were 0.006

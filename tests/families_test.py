@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +193,60 @@ def test_factored_members_answer_as_materialised_ones(scale, rank, tie_head):
   assert np.abs(whole[0] - whole[2]).max() > 1e4 * bound
   assert np.abs(whole[0] - whole[1]).max() > 1e4 * bound
   np.testing.assert_allclose(thin[3], thin[2], rtol=0, atol=bound)
+
+
+BIASED = dataclasses.replace(
+  tiny.CONFIG,
+  windows=(4, None),
+  qkv_bias=True,
+  out_bias=True,
+  mlp_bias=True,
+  norm_after=True,
+  head_norm='head',
+  embed_scale=2.0,
+)
+
+
+def test_factored_members_with_biases_answer_as_materialised_ones():
+  ids, sigmas = [0, 5, -1], [0.1, -0.1, 0.1]
+  whole, thin = (
+    _logits(BIASED, _perturber(BIASED, 'low_rank:2', factored), ids, sigmas)
+    for factored in (False, True)
+  )
+  bound = 1e-5 * np.abs(whole).max()
+  np.testing.assert_allclose(thin, whole, rtol=0, atol=bound)
+  assert np.abs(whole[0] - whole[2]).max() > 1e4 * bound
+
+
+@pytest.mark.parametrize(
+  ('family', 'factored'),
+  [('gaussian', False), ('rademacher', False), ('low_rank', True)],
+)
+@pytest.mark.parametrize('only', ['bias', r'k_proj\.bias', r'[qk]_norm'])
+def test_biases_and_head_norms_move_alone_where_masked(family, factored, only):
+  spec = decoder.canonical_spec(BIASED)
+  mask = trees.trainable(spec, only=only)
+  perturber = _perturber(BIASED, family, factored, mask=mask)
+  weights = perturber.write([4], [0.1], perturber.buffers(1))['params']
+  moved = {}
+  for leaf, array, axis, base in zip(
+    jax.tree.leaves(spec['params']),
+    jax.tree.leaves(weights),
+    jax.tree.leaves(
+      perturber.in_axes.get('params'), is_leaf=lambda x: x is None
+    ),
+    jax.tree.leaves(tiny.params(BIASED)),
+    strict=True,
+  ):
+    own = array if axis is None else array[0]
+    if not np.array_equal(own, base):
+      moved[leaf.segments[0].full_name] = np.asarray(own - base) / 0.1
+  wanted = [s.full_name for s in trees.segments(spec)]
+  assert moved.keys() == {name for name in wanted if re.search(only, name)}
+  unit = np.concatenate([*moved.values()])
+  assert 0.5 < np.sqrt(np.mean(unit**2)) < 1.5
+  # Each has a draw of its own.
+  assert len({x.tobytes() for x in moved.values()}) == len(moved)
 
 
 def test_factored_weights_carry_members_only_where_they_are_thin():

@@ -17,6 +17,17 @@ from thicket.models import decoder
 # SmolLM2's shapes, but for few layers and tokens: compiled in a second.
 MID = tiny.with_layers(tiny.SMOLLM2_135M, 3, vocab_size=4096)
 WIDE = tiny.with_layers(tiny.SMOLLM2_135M, 1)
+# What families other than llama add.
+RICH = dataclasses.replace(
+  MID,
+  windows=(16, None, 16),
+  qkv_bias=True,
+  mlp_bias=True,
+  norm_after=True,
+  head_norm='head',
+  attention_cap=50.0,
+  logit_cap=30.0,
+)
 MB = 10**6
 
 
@@ -189,6 +200,8 @@ def test_a_tiny_model(members, rows, bucket, prefix, new_tokens, monkeypatch):
     _Shapes(WIDE, 2, 64, 8, 26, 8, 'bfloat16', skip='embed'),
     _Shapes(MID, 4, 16, 64, 26, 64, 'bfloat16'),
     _Shapes(MID, 1, 16, 64, 0, 128, skip='mlp', devices=4),
+    _Shapes(RICH, 2, 4, 512, 26, 8),
+    _Shapes(RICH, 1, 2, 256, 600, 8),
   ],
   ids=(
     'hidden',
@@ -199,6 +212,8 @@ def test_a_tiny_model(members, rows, bucket, prefix, new_tokens, monkeypatch):
     'shared',
     'bfloat16',
     'mesh',
+    'rich-scores',
+    'rich-prefix',
   ),
 )
 def test_whatever_is_largest(shapes, monkeypatch):

@@ -212,3 +212,76 @@ def test_collectives_are_the_two_of_a_layer_and_stay_in_its_group(model):
   # not named where all eight are one.
   groups = set(re.findall(r'replica_groups=(\S+?), ', program))
   assert groups == ({f'[{8 // model},{model}]<=[8]'} if model < 8 else set())
+
+
+RICH = dataclasses.replace(
+  CONFIG,
+  windows=(3, None),
+  activation='gelu_tanh',
+  qkv_bias=True,
+  out_bias=True,
+  mlp_bias=True,
+  norm_after=True,
+  head_norm='whole',
+)
+
+
+@FAMILIES
+def test_biases_and_head_norms_are_split_as_their_rows_are(family):
+  named = tiny.tensors(tiny.params(RICH), RICH)
+  positions = np.broadcast_to(np.arange(9, dtype=np.int32), (2, 9))
+  mask = np.ones((2, 9), bool)
+
+  def written(devices, model):
+    mesh = sharding.make_mesh(jax.devices()[:devices], model)
+    fused = not sharding.is_split(mesh)
+    spec = decoder.canonical_spec(RICH, fused)
+    base = jax.tree.map(
+      lambda leaf: np.concatenate(
+        [named[segment.full_name] for segment in leaf.segments]
+      ).astype(np.float32),
+      spec,
+    )
+    perturber = perturb.Perturber(
+      sharding.place(mesh, base, spec),
+      spec,
+      seed=3,
+      mesh=mesh,
+      family=family,
+      factored=family.startswith('low_rank'),
+    )
+    weights = perturber.write(IDS, [0.05] * M, perturber.buffers(M))
+    vectors = {
+      leaf.segments[0].full_name: array
+      for leaf, array in zip(
+        jax.tree.leaves(spec), jax.tree.leaves(weights['params']), strict=True
+      )
+      if len(leaf.shape) == 1
+    }
+    one = lambda weights: decoder.Decoder(RICH, fused).apply(
+      weights, positions * 7 % V, positions, mask
+    )[0]
+    logits = jax.jit(jax.vmap(one, in_axes=(perturber.in_axes,)))(weights)
+    return vectors, np.asarray(logits)
+
+  (whole, want), (split, got) = written(1, 1), written(8, 4)
+  # Of each layer seven biases, two norms of heads, four others; one at the end.
+  assert len(whole) == 2 * (7 + 2 + 4) + 1
+  assert whole.keys() == split.keys()
+  for name, array in whole.items():
+    assert np.abs(np.asarray(array[0]) - named[name]).max() > 0.01
+    np.testing.assert_array_equal(split[name], array, err_msg=name)
+  assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+  parts = {
+    name.removeprefix('model.layers.1.'): (
+      split[name].addressable_shards[0].data.shape[1] / array.shape[1]
+    )
+    for name, array in whole.items()
+    if '.1.' in name
+  }
+  assert {name for name, part in parts.items() if part == 0.25} == {
+    *(f'self_attn.{name}_proj.bias' for name in 'qkv'),
+    *(f'self_attn.{name}_norm.weight' for name in 'qk'),
+    *(f'mlp.{name}_proj.bias' for name in ('gate', 'up')),
+  }
+  assert {*parts.values()} == {0.25, 1}

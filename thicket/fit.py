@@ -172,9 +172,11 @@ def _pass_bytes(c: DecoderConfig, B: int, T: int, seen: int, a: int) -> int:
     count * c.head_dim * n * a for count in (c.num_heads, 2 * c.num_kv_heads)
   )
   # As they come from the product, and rotated.
-  heads = x + 2 * (query + kv)
-  # float32 scores and their exponentials.
+  wide = 4 if c.qkv_bias or c.head_norm is not None else a
+  heads = x + (query + kv) * (a + wide) // a
+  # float32 scores and their exponentials; masks of windows.
   attention = 2 * 4 * c.num_heads * n * seen + x + query + kv
+  attention += n * seen * any(window is not None for window in c.windows)
   # gate and up together, their product, and the residual beside them.
   mlp = 3 * c.d_ff * n * a + x
   return max(heads, attention, mlp)
