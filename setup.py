@@ -73,6 +73,8 @@ setuptools.setup(
     ],
     # To compare with; never needed to run.
     'bench': ['torch>=2.6', 'transformers>=5.0'],
+    # Models, tokenizers and exports are held against these where they are.
+    'parity': ['sentencepiece>=0.2', 'torch>=2.6', 'transformers>=5.0'],
     'lint': ['ruff==0.17.6'],
   },
 )
