@@ -71,10 +71,10 @@ setuptools.setup(
       'scikit-learn>=1.5',
       'tensorflow-datasets>=4.9.10',
     ],
-    # To compare with; never needed to run.
-    'bench': ['torch>=2.6', 'transformers>=5.0'],
-    # Models, tokenizers and exports are held against these where they are.
+    # To compare with, never needed to run: tests of models, tokenizers and
+    # exports that hold them against these are skipped without.
     'parity': ['sentencepiece>=0.2', 'torch>=2.6', 'transformers>=5.0'],
+    'bench': ['torch>=2.6', 'transformers>=5.0'],
     'lint': ['ruff==0.17.6'],
   },
 )

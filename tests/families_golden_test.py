@@ -4,6 +4,7 @@
 golden/families.json holds numbers that tests/parity_test.py took from there.
 """
 
+import collections
 import functools
 
 import chex
@@ -151,6 +152,15 @@ def test_what_has_to_be_float32_is(family):
   norms = config.num_layers * 2 * (config.norm_before + config.norm_after)
   norms += config.num_layers * 2 * (config.head_norm is not None)
   assert len(types['rsqrt']) == norms + 1
+  # Products are rounded but for those to which something is still added, the
+  # heads that are still normed, scores, what is read by them, and logits.
+  rounded = (not config.qkv_bias and config.head_norm is None) + (
+    not config.out_bias
+  )
+  rounded += 2 * (not config.mlp_bias)
+  counts = collections.Counter(types['dot_general'])
+  assert counts['bfloat16'] == config.num_layers * rounded
+  assert counts['float32'] == config.num_layers * (6 - rounded) + 1
 
 
 def test_windows_are_shorter_and_positions_further_than_what_they_bound():

@@ -172,7 +172,7 @@ def _pass_bytes(c: DecoderConfig, B: int, T: int, seen: int, a: int) -> int:
     count * c.head_dim * n * a for count in (c.num_heads, 2 * c.num_kv_heads)
   )
   # As they come from the product, and rotated.
-  wide = 4 if c.qkv_bias or c.head_norm is not None else a
+  wide = a if c.head_norm is None else 4
   heads = x + (query + kv) * (a + wide) // a
   # float32 scores and their exponentials; masks of windows.
   attention = 2 * 4 * c.num_heads * n * seen + x + query + kv

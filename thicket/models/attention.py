@@ -248,16 +248,14 @@ class Attention(nn.Module):
     """Maps [D, B, T] to ([D, B, T], the tokens' own `KeyValue`)."""
     c = self.config
     N, K, H = c.num_heads, c.num_kv_heads, c.head_dim
-    # Keys are rounded when all has been done to them: Qwen2's biases are a
-    # hundred times what they are added to.
-    is_wide = c.qkv_bias or c.head_norm is not None
     query, key, value = products(
       x,
       'qkv',
       {'q': N * H, 'k': K * H, 'v': K * H},
       fused=self.fused,
       bias=c.qkv_bias,
-      dtype=jnp.float32 if is_wide else None,
+      # What is normed is not rounded before.
+      dtype=None if c.head_norm is None else jnp.float32,
       unit=H,
     )
     if c.head_norm is not None:
