@@ -100,7 +100,7 @@ def _lengths(block):
 
 def test_the_next_chunk_is_dispatched_before_one_is_judged(start, monkeypatch):
   job, events = start(), []
-  generate, judge = job._engine.generate, evaluation.Judge.__call__
+  generate, judge = job._machine.engine.generate, evaluation.Judge.__call__
 
   def generating(decoding, weights, ids, *rest):
     events.append(('dispatch', int(ids[0])))
@@ -110,7 +110,7 @@ def test_the_next_chunk_is_dispatched_before_one_is_judged(start, monkeypatch):
     events.append(('judge', int(ids[0])))
     return judge(self, questions, which, batches, generated, ids, *rest, **more)
 
-  monkeypatch.setattr(job._engine, 'generate', generating)
+  monkeypatch.setattr(job._machine.engine, 'generate', generating)
   monkeypatch.setattr(evaluation.Judge, '__call__', judging)
   _get(job, range(N))
   three = len(_grouped(job))

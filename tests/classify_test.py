@@ -670,7 +670,7 @@ def test_a_run_resumes_and_a_report_needs_no_model(
   job, _ = _run(_config(model, rows), folder)
   assert job._work.facts()['answers'] == 0
   before = json.loads((folder / 'summary.json').read_text())
-  monkeypatch.setattr(run, 'load', None)
+  monkeypatch.setattr('thicket.machine.load', None)
   monkeypatch.setattr('thicket.data.load', None)
   assert report.main(['--workdir', str(folder)]) == 0
   assert json.loads((folder / 'summary.json').read_text()) == before

@@ -210,7 +210,7 @@ def test_a_report_needs_neither_model_nor_data(finished, tmp_path, capsys):
   page = (folder / 'report.html').read_text(encoding='utf-8')
   (folder / 'report.html').unlink()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'load', None)
+    patch.setattr('thicket.machine.load', None)
     patch.setattr('thicket.data.load', None)
     assert report.main(['--workdir', str(folder)]) == 0
   assert (folder / 'summary.json').read_text(encoding='utf-8') == before

@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from etils import epath
-from jax.sharding import Mesh
 from rich.console import Console
 
 from thicket import (
   data,
-  engine,
   evaluation,
-  families,
   fit,
   job_array,
+  machine,
   perturb,
   processes,
   ranking,
@@ -38,16 +34,14 @@ from thicket import (
   sharding,
   tables,
   tasks,
-  trees,
 )
 from thicket.answering import FIRST, Desk, Work
 from thicket.blocks import BASE, Block
 from thicket.job_array import Shard
 from thicket.ledger import Ledger, LedgerError
 from thicket.models import hub
-from thicket.models.load import load
 from thicket.plan import Condition, ConfigError, agree, make_plan, make_recipe
-from thicket.population import Members, OutOfMemory, PopulationError
+from thicket.population import OutOfMemory, PopulationError
 from thicket.recipe import recipe_hash
 from thicket.storage import as_path
 from thicket.stored import save_plan
@@ -90,22 +84,9 @@ class Run:
     self._shard = shard
     if shard is not None:
       shard.check(self.plan)
-    start = time.monotonic()
-    try:
-      mesh = sharding.make_mesh(model=config.run.model_axis)
-    except ValueError as error:
-      raise ConfigError(f'run.model_axis: {error}') from error
-    model = self._model = load(**config.model, mesh=mesh)
-    parameters = sum(x.size for x in jax.tree.leaves(model.params))
-    logging.info(
-      'loaded %s, %.1f M parameters, in %.1f s', model.name, parameters / 1e6,
-      time.monotonic() - start,
-    )  # fmt: skip
-    try:
-      only, skip = config.population.only, config.population.skip
-      mask = trees.trainable(model.spec, only=only, skip=skip)
-    except ValueError as error:
-      raise ConfigError(f'population.only, population.skip: {error}') from error
+    base = machine.load_base(config)
+    model, self._mesh = base.model, base.mesh
+    self._model = model
     recipe = make_recipe(config, self.plan, model, self.plan.greedy)
     processes.agree('recipe', recipe_hash(recipe))
     if workdir is None:
@@ -120,33 +101,15 @@ class Run:
     self._desks: dict[Condition, Desk] = {}
     self._desk(self.plan.greedy)
     save_plan(self.workdir, config, self.plan)
-    # A low-rank member is never materialised: all share the base's products.
-    self._factored = families.rank_of(config.population.family) > 0
-    perturber = perturb.Perturber(
-      model.params,
-      model.spec,
-      seed=self.plan.population.seed,
-      mesh=mesh,
-      family=config.population.family,
-      scale=config.population.scale,
-      mask=mask,
-      factored=self._factored,
+    self._machine = machine.Machine(
+      base, config.population, seed=self.plan.population.seed
     )
-    self._engine = engine.Engine(
-      model.decoder,
-      mesh=mesh,
-      in_axes=perturber.in_axes,
-      dtype=jax.tree.leaves(model.params)[0].dtype,
-    )
-    self._members = Members(
-      perturber,
-      self.plan.population,
-      mesh,
-      self._members_per_device(perturber, mesh, fit_members),
+    self._members = self._machine.members(
+      self.plan.population, self._members_per_device(fit_members)
     )
     self._ours: set[tuple[Condition, str, int, int]] = set()
     self._work = Work(
-      self._engine,
+      self._machine.engine,
       self._members,
       reading.judge(
         self.plan.task, model.tokenizer, config.run.judge_processes
@@ -260,35 +223,26 @@ class Run:
     desk = self._desk(condition)
     return desk.ledger.view(split, members, desk.questions[split].row_ids, (0,))
 
-  def _members_per_device(
-    self, perturber: perturb.Perturber, mesh: Mesh, is_free: bool
-  ) -> int:
+  def _members_per_device(self, is_free: bool) -> int:
     """As configured or, if we are free to choose, as memory and work allow."""
-    model, plan, devices = self._model, self.plan, sharding.num_devices(mesh)
+    plan, mesh = self.plan, self._mesh
     # Whatever the comparison may ask, under each of its prompts.
     templates = {plan.task.prompt_template, *plan.controls.prompts}
     prompts = [self._prepared(template) for template in templates]
     splits = [split for _, some in prompts for split in some.values()]
-    platform = mesh.devices.flat[0].platform
-    found = fit.needs(
-      fit.part(model.decoder.config, mesh),
-      model.params,
-      perturber.shapes(devices),
-      perturber.in_axes,
+    found = self._machine.needs(
       rows=self.config.decode.rows,
       buckets=[size for split in splits for size in split.buckets],
       prefix=max(len(prefix) for prefix, _ in prompts),
       max_new_tokens=plan.max_new_tokens,
-      dtype=jax.tree.leaves(model.params)[0].dtype,
-      platform=platform,
     )
     chosen = fit.choose(
       found,
       processes.least(fit.free_bytes(mesh.local_devices)),
       asked=None if is_free else self.config.run.members_per_device,
       units=max(plan.population.size, plan.sizes[-1]),
-      devices=devices,
-      platform=platform,
+      devices=sharding.num_devices(mesh),
+      platform=mesh.devices.flat[0].platform,
     )
     processes.agree('members a step', str(chosen))
     return chosen
