@@ -99,22 +99,18 @@ def prepare(
   for split, examples in splits.items():
     encoded[split] = []
     for example in examples:
-      text, row = task.prompt(example), f'{split} row {example.row_id}'
-      if not text.strip():
-        raise tasks.TaskError(f'{row}: the prompt {text!r} is empty')
-      most = context_length - max_new_tokens
       try:
-        tokens = tokenizer.encode(tokenizer.render(text), most)
-      except TooLong as error:
+        tokens = encode(
+          task.prompt(example),
+          tokenizer,
+          max_new_tokens=max_new_tokens,
+          context_length=context_length,
+          remedy='drop the row or lower config.decode.max_new_tokens',
+        )
+      except tasks.TaskError as error:
         raise tasks.TaskError(
-          f'{row}: {error.tokens} prompt tokens and {max_new_tokens} new ones '
-          f'exceed the context of {context_length}; drop the row or lower '
-          'config.decode.max_new_tokens'
+          f'{split} row {example.row_id}: {error}'
         ) from error
-      except TokenizerError as error:
-        raise tasks.TaskError(f'{row}: {error}') from error
-      if not tokens:
-        raise tasks.TaskError(f'{row}: the prompt {text!r} has no tokens')
       encoded[split].append(tokens)
   everything = [tokens for some in encoded.values() for tokens in some]
   shared = decode.shared_prefix(everything)
@@ -130,6 +126,44 @@ def prepare(
     for split, prompts in encoded.items()
   }
   return prefix, questions
+
+
+def encode(
+  text: str,
+  tokenizer: Tokenizer,
+  *,
+  max_new_tokens: int,
+  context_length: int,
+  remedy: str,
+) -> list[int]:
+  """The tokens of one prompt, its chat template around it.
+
+  Args:
+    text: of the user.
+    tokenizer: its chat template goes around it.
+    max_new_tokens: room to leave for the answer.
+    context_length: tokens that the model can take.
+    remedy: what to do where it is too long.
+
+  Raises:
+    TaskError: the prompt is empty, is refused by the chat template or does not
+      fit the context.
+  """
+  if not text.strip():
+    raise tasks.TaskError(f'the prompt {text!r} is empty')
+  try:
+    most = context_length - max_new_tokens
+    tokens = tokenizer.encode(tokenizer.render(text), most)
+  except TooLong as error:
+    raise tasks.TaskError(
+      f'{error.tokens} prompt tokens and {max_new_tokens} new ones exceed the '
+      f'context of {context_length}; {remedy}'
+    ) from error
+  except TokenizerError as error:
+    raise tasks.TaskError(str(error)) from error
+  if not tokens:
+    raise tasks.TaskError(f'the prompt {text!r} has no tokens')
+  return tokens
 
 
 def decoding(
