@@ -178,3 +178,98 @@ def test_tasks_and_metrics_do_not_need_jax():
     [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
+
+
+# Rows that are only to be answered, without what says their answer.
+ASKED = {
+  'arithmetic': {'question': '17 + 25'},
+  'classify': {'text': 'A joy.'},
+  'countdown': {'numbers': [44, 19, 35], 'target': '98'},
+  'gqa': {'question': 'What is it?'},
+  'gsm8k': {'question': 'How many?'},
+  'humaneval': {
+    'prompt': 'def f(x):\n  """Adds 1."""\n',
+    'entry_point': 'f',
+    'test': 'def check(f):\n  assert f(1) == 2\n',
+  },
+  'jsonl': {'question': 'Who?', 'from': 'me'},
+  'math500': {'problem': 'What is $1+1$?'},
+  'mbpp': {
+    'text': 'Add 1.',
+    'code': 'import math\ndef f(x):\n  return x + 1',
+    'test_list': ['assert f(1) == 2'],
+  },
+  'olympiadbench': {'context': 'Let x.', 'question': 'What?', 'error': '?'},
+  'rocstories': {f'sentence{i}': f'Part {i}.' for i in range(1, 6)},
+  'uspto50k': {'rxn_smiles': 'CC>>CO'},
+}
+
+
+def _make(name):
+  if name in ('math500', 'olympiadbench'):
+    pytest.importorskip('math_verify')
+  return tasks.make(name)
+
+
+@pytest.mark.parametrize('name', sorted(tasks.TASKS))
+def test_a_row_is_asked_without_its_answer(name):
+  task, row = _make(name), ASKED[name]
+  asked = task.ask(row, 7)
+  assert asked.row_id == 7
+  assert task.prompt(asked).strip()
+  # Whatever stands where the answer would be is not looked at.
+  for field in task.stand_ins:
+    assert field not in row or name == 'olympiadbench'
+    assert task.ask({**row, field: 'nonsense {'}, 7) == asked
+
+
+@pytest.mark.parametrize('name', sorted(set(tasks.TASKS) - {'arithmetic'}))
+def test_the_question_asked_is_that_of_the_whole_row(name):
+  task = _make(name)
+  answers = {
+    'classify': {'label': 'negative'},
+    'countdown': {'solution': '44+19+35'},
+    'gqa': {'answer': 'sofa'},
+    'gsm8k': {'answer': '#### 7'},
+    'humaneval': {'canonical_solution': '  return x + 1'},
+    'jsonl': {'answer': 'you'},
+    'math500': {'answer': '2'},
+    'olympiadbench': {'final_answer': ['2'], 'error': '1e-1'},
+    'uspto50k': {'class': 3},
+  }
+  row = {**ASKED[name], **answers.get(name, {})}
+  whole, asked = task.parse(row, 7), task.ask(ASKED[name], 7)
+  assert task.prompt(asked) == task.prompt(whole)
+  read = lambda meta: {k: meta.get(k) for k in ('numbers', 'test', 'tests')}
+  assert read(asked.meta) == read(whole.meta)
+
+
+@pytest.mark.parametrize('name', sorted(tasks.TASKS))
+def test_a_row_without_its_question_is_told(name):
+  if name not in ('countdown', 'rocstories', 'humaneval', 'mbpp', 'uspto50k'):
+    message = "field '(question|text|problem)' is None"
+  else:
+    message = "field '?[a-z_0-9]+'? is "
+  with pytest.raises(base.TaskError, match=message):
+    _make(name).ask({'other': 1}, 0)
+
+
+@pytest.mark.parametrize('name', sorted(tasks.TASKS))
+def test_answers_to_a_prompt_of_one_s_own_are_grouped(name):
+  task = _make(name)
+  said = {
+    'countdown': ('<answer>2*(1+3)</answer>', '<answer>1+3</answer>'),
+    'classify': ('positive', 'negative'),
+    'gqa': ('sofa', 'tv'),
+    'humaneval': ('<answer>x=1</answer>', '<answer>x=2</answer>'),
+    'mbpp': ('<answer>x=1</answer>', '<answer>x=2</answer>'),
+    'rocstories': ('Order: ABCDE', 'Order: EDCBA'),
+    'uspto50k': ('<answer>1</answer>', '<answer>2</answer>'),
+    'math500': (r'\boxed{\frac12}', r'\boxed{3}'),
+    'olympiadbench': (r'\boxed{0.5}', r'\boxed{3}'),
+    'gsm8k': ('#### 1', '#### 2'),
+  }.get(name, ('1', '2'))
+  one, other = (task.extract(text) for text in said)
+  assert None not in (one, other)
+  example = base.Example(0, 'Anything at all', '')
+  assert task.group([one, other, one], example) == [0, 1, 0]

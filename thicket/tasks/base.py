@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -77,6 +78,8 @@ class Task(Protocol):
     prompt_template: holds `{question}`; its hash is part of the recipe.
     prompt_templates: templates to choose from; the first is the default of
       prompt_template, and none means that there is only prompt_template.
+    stand_ins: of a row that nobody knows the answer to, the fields that would
+      hold it, and what `parse` reads there instead; see `ask`.
   """
 
   name: str
@@ -87,6 +90,7 @@ class Task(Protocol):
   is_classification: bool = False
   prompt_template: str
   prompt_templates: tuple[str, ...] = ()
+  stand_ins: Mapping[str, Any] = types.MappingProxyType({})
 
   def prompt(self, example: Example) -> str:
     """The user's text; a chat template is put around it elsewhere."""
@@ -99,6 +103,20 @@ class Task(Protocol):
     By default the question, without what a reader would not notice.
     """
     return canonical(example.question)
+
+  def ask(self, row: Mapping[str, Any], row_id: int) -> Example:
+    """Reads a row that is only to be answered: its gold means nothing.
+
+    By default what `parse` needs but for the answer, or, of a task that makes
+    its own rows, the field `question`.
+
+    Raises:
+      TaskError: naming the field at fault.
+    """
+    if isinstance(self, Parsed):
+      return self.parse({**row, **self.stand_ins}, row_id)
+    (question,) = texts(row, ('question',))
+    return Example(row_id, question, '')
 
   def extract(self, response: str) -> str | None:
     """The normalised answer by the strict rule; None abstains."""
@@ -128,7 +146,9 @@ class Task(Protocol):
     """A class id for each answer to a question, from 0 in order of appearance.
 
     Answers of one class vote together; by default, equal strings. -1 is for
-    an answer that the question shows to be none: it abstains.
+    an answer that the question shows to be none: it abstains. An example
+    without the meta of the task's rows is a prompt of which nothing else is
+    known.
     """
     ids: dict[str, int] = {}
     return [ids.setdefault(answer, len(ids)) for answer in answers]

@@ -136,6 +136,11 @@ class Classify(base.Task):
     """What the model is to say for each label."""
     return self.words or self.labels
 
+  @property
+  def stand_ins(self) -> Mapping[str, Any]:
+    """A label, for a text that has none."""
+    return {'label': self.labels[0]}
+
   def prompt(self, example: base.Example) -> str:
     """The user's text; a chat template is put around it elsewhere."""
     *most, last = (word.strip() for word in self.spoken)

@@ -121,26 +121,24 @@ class Countdown(base.Task):
       TaskError: a field is missing or of another kind, or the solution does
         not make the target out of the numbers.
     """
-    numbers, solution = row.get('numbers'), row.get('solution')
-    if (
-      not isinstance(numbers, Sequence)
-      or not numbers
-      or not all(type(n) is int and n >= 0 for n in numbers)
-    ):
-      raise base.TaskError(
-        f"field 'numbers' is {numbers!r}, not a list of integers from 0"
-      )
-    text = str(row.get('target'))
-    if not re.fullmatch(r'[0-9]{1,6}', text):
-      raise base.TaskError(f"field 'target' is {text!r}, not an integer from 0")
+    numbers, target = _puzzle(row)
+    solution = row.get('solution')
     answer = _equation(solution) if isinstance(solution, str) else None
-    example = _example(row_id, numbers, int(text), answer or '')
+    example = _example(row_id, numbers, target, answer or '')
     if not self.is_correct(answer, example):
       raise base.TaskError(
-        f"field 'solution' is {solution!r}, which does not make {text} "
+        f"field 'solution' is {solution!r}, which does not make {target} "
         f'out of {list(numbers)}'
       )
     return example
+
+  def ask(self, row: Mapping[str, Any], row_id: int) -> base.Example:
+    """Reads the fields `numbers` and `target` of a row to be answered.
+
+    Raises:
+      TaskError: a field is missing or of another kind.
+    """
+    return _example(row_id, *_puzzle(row), '')
 
   def extract(self, response: str) -> str | None:
     """The normalised answer by the strict rule; None abstains."""
@@ -158,7 +156,12 @@ class Countdown(base.Task):
     return side is not None and side.value == example.meta['target']
 
   def group(self, answers: Sequence[str], example: base.Example) -> list[int]:
-    """Classes by canonical form; -1 where the numbers are not used as asked."""
+    """Classes by canonical form; -1 where the numbers are not used as asked.
+
+    Which numbers a prompt of one's own asks for, nobody says.
+    """
+    if 'numbers' not in example.meta:
+      return super().group(answers, example)
     ids: dict[str, int] = {}
     found = []
     for answer in answers:
@@ -197,6 +200,23 @@ def solution_of(
   found = [side for side in sides if side and side.numbers == numbers]
   is_one = len({side.value for side in found}) == 1
   return found[0] if is_one else None
+
+
+def _puzzle(row: Mapping[str, Any]) -> tuple[Sequence[int], int]:
+  """The numbers and the target of a row; raises TaskError."""
+  numbers = row.get('numbers')
+  if (
+    not isinstance(numbers, Sequence)
+    or not numbers
+    or not all(type(n) is int and n >= 0 for n in numbers)
+  ):
+    raise base.TaskError(
+      f"field 'numbers' is {numbers!r}, not a list of integers from 0"
+    )
+  text = str(row.get('target'))
+  if not re.fullmatch(r'[0-9]{1,6}', text):
+    raise base.TaskError(f"field 'target' is {text!r}, not an integer from 0")
+  return numbers, int(text)
 
 
 def _example(row_id, numbers, target, solution) -> base.Example:

@@ -142,6 +142,7 @@ class Gqa(base.Task):
   max_new_tokens: int = 256
 
   name: ClassVar[str] = 'gqa'
+  stand_ins: ClassVar[Mapping[str, Any]] = {'answer': 'yes'}
 
   def __post_init__(self):
     base.check_settings(self)

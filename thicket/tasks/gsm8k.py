@@ -44,6 +44,7 @@ class Gsm8k(base.Task):
   max_new_tokens: int = 256
 
   name: ClassVar[str] = 'gsm8k'
+  stand_ins: ClassVar[Mapping[str, Any]] = {'answer': f'{MARK} 0'}
 
   def __post_init__(self):
     base.check_settings(self)

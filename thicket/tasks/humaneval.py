@@ -43,6 +43,7 @@ class HumanEval(code.Coded):
   max_new_tokens: int = 512
 
   name: ClassVar[str] = 'humaneval'
+  stand_ins: ClassVar[Mapping[str, Any]] = {'canonical_solution': ''}
 
   def parse(self, row: Mapping[str, Any], row_id: int) -> base.Example:
     """Reads one row.

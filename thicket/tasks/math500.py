@@ -47,6 +47,7 @@ class Math500(maths.Maths):
   comparison_limit_s: float = equivalence.LIMIT_S
 
   name: ClassVar[str] = 'math500'
+  stand_ins: ClassVar[Mapping[str, Any]] = {'answer': '0'}
 
   def parse(self, row: Mapping[str, Any], row_id: int) -> base.Example:
     """Reads the fields `problem` and `answer` of one row.

@@ -65,6 +65,10 @@ class OlympiadBench(maths.Maths):
   comparison_limit_s: float = equivalence.LIMIT_S
 
   name: ClassVar[str] = 'olympiadbench'
+  stand_ins: ClassVar[Mapping[str, Any]] = {
+    'final_answer': ['0'],
+    'error': None,
+  }
 
   def parse(self, row: Mapping[str, Any], row_id: int) -> base.Example:
     """Reads `question`, `context`, `final_answer` and `error` of one row.

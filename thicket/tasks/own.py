@@ -72,6 +72,7 @@ class Own(base.Task):
   code: str = dataclasses.field(init=False, default='')
 
   name: ClassVar[str] = 'jsonl'
+  stand_ins: ClassVar[Mapping[str, Any]] = {ANSWER: '0'}
 
   def __post_init__(self):
     base.check_settings(self)

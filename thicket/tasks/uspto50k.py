@@ -70,6 +70,7 @@ class Uspto50k(base.Task):
 
   name: ClassVar[str] = 'uspto50k'
   is_classification: ClassVar[bool] = True
+  stand_ins: ClassVar[Mapping[str, Any]] = {'class': 1}
 
   def __post_init__(self):
     base.check_settings(self)
