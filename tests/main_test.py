@@ -14,6 +14,7 @@ import tiny_gguf
 
 from thicket import arguments
 from thicket.ledger import Ledger
+from thicket.stored import Stored
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -203,6 +204,7 @@ def test_a_run_says_where_it_is_and_how_to_go_on(tmp_path, model):
   assert pathlib.Path(lines['summary']) == workdir / 'summary.json'
   assert pathlib.Path(lines['report']).read_text().startswith('<!')
   assert lines['enlarge'].endswith('--config.population.size=16')
+  assert Stored(workdir).command == lines['resume']
   assert 'members on selection: 4 of 4 members' in done.stderr
   assert 's left' in done.stderr
   # Orbax narrates every save at the same level; none of it is ours.

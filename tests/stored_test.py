@@ -9,7 +9,13 @@ from made import config
 
 from thicket.ledger import LedgerError
 from thicket.plan import make_plan
-from thicket.stored import NotStored, Stored, load_plan, save_plan
+from thicket.stored import (
+  NotStored,
+  Stored,
+  load_plan,
+  save_command,
+  save_plan,
+)
 
 
 def _saved(tmp_path, **changes):
@@ -83,6 +89,16 @@ def test_nothing_answered_yet_is_said(tmp_path):
   stored = Stored(tmp_path)
   with pytest.raises(NotStored, match=plan.greedy.folder):
     stored.get(plan.greedy, 'selection', [0])
+
+
+def test_the_configuration_and_the_command_are_kept(tmp_path):
+  _saved(tmp_path, population__size=7)
+  assert Stored(tmp_path).config.population.size == 7
+  assert Stored(tmp_path).command is None
+  save_command(tmp_path, 'python -m thicket.main')
+  assert Stored(tmp_path).command == 'python -m thicket.main'
+  with pytest.raises(LedgerError, match=r'command\.txt: cannot be written'):
+    save_command(tmp_path / 'none', 'python')
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.logging import RichHandler
 
-from thicket import arguments, array_run, clusters, processes, run
+from thicket import arguments, array_run, clusters, processes, run, stored
 from thicket.job_array import Shard
 from thicket.ledger import RecipeMismatch
 from thicket.models.gguf import ModelFileError
@@ -95,6 +95,8 @@ def main(argv: list[str]) -> int:
   job = _job(config, _MEMBERS.value, _SHARD.value, console)
   resume = arguments.command(sys.argv)
   try:
+    if not _SHARD.value:  # a slice finishes nothing
+      stored.save_command(job.workdir, resume)
     job.finish()
   except (KeyboardInterrupt, run.LedgerError, run.OutOfMemory) as error:
     processes.outlast(error)

@@ -21,7 +21,7 @@ from thicket.ledger import Ledger, LedgerError
 from thicket.plan import Condition, Plan, make_plan
 from thicket.storage import as_path, os_errors, write_atomically
 
-_FILE = 'plan.json'
+_FILE, _COMMAND_FILE = 'plan.json', 'command.txt'
 
 
 class NotStored(LookupError):
@@ -45,8 +45,25 @@ def save_plan(
     raise LedgerError(f'{path}: cannot be written: {error.strerror}') from error
 
 
+def save_command(workdir: os.PathLike[str], command: str) -> None:
+  """Writes down what goes on with a run; raises LedgerError if it cannot."""
+  if not processes.is_first():
+    return
+  path = as_path(workdir) / _COMMAND_FILE
+  try:
+    write_atomically(path, command)
+  except OSError as error:
+    raise LedgerError(f'{path}: cannot be written: {error.strerror}') from error
+
+
 def load_plan(workdir: os.PathLike[str]) -> Plan:
   """The plan of the last run in a folder; raises LedgerError without one."""
+  return _load(workdir)[1]
+
+
+def _load(
+  workdir: os.PathLike[str],
+) -> tuple[ml_collections.ConfigDict, Plan]:
   path = as_path(workdir) / _FILE
   try:
     with os_errors(path):
@@ -54,7 +71,7 @@ def load_plan(workdir: os.PathLike[str]) -> Plan:
     content = json.loads(text)
     splits = data.examples_from_json(content['examples'])
     config = ml_collections.ConfigDict(content['config'])
-    return make_plan(config, splits)
+    return config, make_plan(config, splits)
   except FileNotFoundError:
     raise LedgerError(
       f'{workdir}: no run here ({_FILE} is missing); give the folder that a '
@@ -70,7 +87,7 @@ class Stored:
   def __init__(self, workdir: os.PathLike[str]):
     """Reads the plan; ledgers are read as they are asked for."""
     self.workdir = as_path(workdir)
-    self.plan = load_plan(workdir)
+    self.config, self.plan = _load(workdir)
     self._ledgers: dict[Condition, Ledger] = {}
 
   def get(
@@ -98,6 +115,16 @@ class Stored:
   ) -> Block:
     """As `run.Run.held`."""
     return self._view(condition, split, members, (0,), None)
+
+  @property
+  def command(self) -> str | None:
+    """What goes on with the run; None of one that a program has made."""
+    path = self.workdir / _COMMAND_FILE
+    try:
+      with os_errors(path):
+        return path.read_text(encoding='utf-8').strip()
+    except OSError:
+      return None
 
   @property
   def recipe(self) -> dict[str, Any]:
