@@ -17,9 +17,12 @@ import numpy as np
 import population_test
 import pytest
 import same
+import tiny_folder
 import tiny_gguf
 
+from thicket import trees
 from thicket.ledger import Ledger
+from thicket.models.load import load
 
 TESTS = pathlib.Path(__file__).parent
 ROOT = TESTS.parent
@@ -177,6 +180,25 @@ def test_members_of_two_processes_are_those_of_one(tmp_path):
   stored = Ledger.read(tmp_path / 'ledger').view('test')
   assert stored.members.tolist() == [0, 1]
   assert stored.reward[:, :, 0].tolist() == [[1.0] * 3, [0.0] * 3]
+
+
+def test_a_checkpoint_of_two_processes_is_that_of_one(tmp_path):
+  config = dataclasses.replace(tiny_gguf.CONFIG, num_kv_heads=4)
+  tiny_folder.write(tmp_path / 'tiny', config)
+  port = _free_port()
+  script = str(TESTS / 'multiprocess' / 'checkpoints.py')
+  workers = [
+    _start([script, str(port), str(i), str(tmp_path)], devices=2)
+    for i in range(2)
+  ]
+  for code, shown, errors in _ends(workers):
+    assert code == 0, errors
+    assert _without_gloo(shown) == 'done\n'
+  want = load(str(tmp_path / 'tiny'))
+  for name in ('saved-1', 'saved-4'):
+    found = load(str(tmp_path / name))
+    assert found.spec == want.spec
+    assert trees.content_hash(found.params) == trees.content_hash(want.params)
 
 
 def test_a_run_of_two_processes_is_that_of_one(bench, together):

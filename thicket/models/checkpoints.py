@@ -92,6 +92,7 @@ def save(
       values['config'] = dataclasses.asdict(checkpoint.config)
       text = json.dumps(values, indent=1, allow_nan=False)
       (folder / CONFIG).write_text(text + '\n', encoding='utf-8')
+    processes.meet()  # none goes on before there is something to read
   except OSError as error:
     raise file_error(
       folder,
@@ -195,7 +196,7 @@ def restore(
   except Exception as error:
     raise _damaged(path, error) from error
   for name, array in arrays.items():
-    if not jnp.isfinite(array).all():
+    if not _is_finite(array):
       raise ModelFileError(
         f'{path}: tensor {name} holds values that are not finite as '
         f'{array.dtype}; the model is broken, take another'
@@ -224,7 +225,23 @@ def _apart(params: Tree, spec: Tree) -> dict[str, jax.Array | np.ndarray]:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-  return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True))
+  # Named, processes meet on the network of the hosts and not in a collective.
+  who = ocp.options.MultiprocessingOptions(
+    active_processes={*range(processes.count())}
+  )
+  handler = ocp.PyTreeCheckpointHandler(
+    use_ocdbt=True, multiprocessing_options=who
+  )
+  return ocp.Checkpointer(handler, multiprocessing_options=who)
+
+
+def _is_finite(array: jax.Array) -> bool:
+  """Whether all values that are this process's to look at are finite."""
+  return all(
+    bool(jnp.isfinite(shard.data).all())
+    for shard in array.addressable_shards
+    if shard.replica_id == 0
+  )
 
 
 def _damaged(path: Path, error: Exception) -> ModelFileError:
