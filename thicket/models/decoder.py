@@ -15,10 +15,10 @@ Layers are unrolled and each has arrays of its own: scanned or sliced from a
 stack, XLA copies a layer's weights at every step. What differs from layer to
 layer, windows and rotary positions, is therefore a tuple of values that is
 read as layers are laid out, not an array that a scan would carry: layers
-without a window have no trace of one. q, k, v and gate, up are
-fused in one matrix, unless the model is split over devices, which wants the
-parts of each head on one device; `canonical_spec` keeps their names apart, so
-that noise is the same either way.
+without a window have no trace of one. q, k, v and gate, up are fused in one
+matrix, unless the model is split over devices, which wants the parts of each
+head on one device; `canonical_spec` keeps their names apart, so that noise is
+the same either way. Their biases are arrays of their own in both cases.
 Features come first in activations, as `layers` explains.
 
 Axes: B batch, T query time, D model, F hidden, N heads, K kv heads, H head
