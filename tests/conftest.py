@@ -7,8 +7,8 @@ import sys
 import tempfile
 
 # Small programs that run once: a third of their time is spent on what LLVM does
-# to make them fast. Tests of real weights are marked slow and need that. Workers
-# are given what the process that starts them has set.
+# to make them fast. Real weights (marked slow) need that. Workers have what the
+# process that starts them has set.
 if 'slow' not in sys.argv and 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ.setdefault('XLA_FLAGS', '--xla_llvm_disable_expensive_passes=true')
 

@@ -279,6 +279,15 @@ def generate(
     ]
     return after._replace(caches=caches)
 
+  def each_its_own(x):
+    """A value that is one for all devices under `shard_map`, as one of each.
+
+    Layers below the first array that moves answer alike for all members, and
+    the loop's state has to start as what it becomes. XLA folds the comparison.
+    """
+    own = member_ids == member_ids
+    return jnp.where(jnp.expand_dims(own, range(1, x.ndim)), x, x[:1])
+
   def unfinished(state):
     return (state.step < G) & ~jnp.all(state.done)
 
@@ -290,8 +299,8 @@ def generate(
   lead, ahead = [(0, 0)] * 3, [(0, C - S)]
   caches = [
     KeyValue(
-      jnp.pad(new.key, [*lead, (0, 0), *ahead]),
-      jnp.pad(new.value, [*lead, *ahead, (0, 0)]),
+      each_its_own(jnp.pad(new.key, [*lead, (0, 0), *ahead])),
+      each_its_own(jnp.pad(new.value, [*lead, *ahead, (0, 0)])),
     )
     for new in fresh
   ]

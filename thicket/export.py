@@ -119,11 +119,7 @@ def _reopen(stored: Stored) -> tuple[LoadedModel, perturb.Perturber]:
   """The run's base model on one device, and what drew its members."""
   noise = stored.recipe['noise']
   mesh = sharding.make_mesh(jax.devices()[:1])
-  then = stored.recipe['model']
-  name, revision = stored.plan.labels['model'], then.get('revision')
-  if revision is not None:  # a commit: what a branch is now may be another
-    name = name.partition('@')[0]
-  model = load(name, then['dtype'], mesh, revision)
+  model = load(**stored.pinned.model, mesh=mesh)
   now = {
     'model': {
       'sha256': model.sha256,

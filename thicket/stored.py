@@ -90,6 +90,19 @@ class Stored:
     self.config, self.plan = _load(workdir)
     self._ledgers: dict[Condition, Ledger] = {}
 
+  @property
+  def pinned(self) -> ml_collections.ConfigDict:
+    """The configuration, with a model of the hub at the commit of the run.
+
+    What a branch is now may be another. Raises LedgerError without a ledger.
+    """
+    config = self.config.copy_and_resolve_references()
+    revision = self.recipe['model'].get('revision')
+    if revision is not None:
+      config.model.name = config.model.name.partition('@')[0]
+      config.model.revision = revision
+    return config
+
   def get(
     self,
     condition: Condition,

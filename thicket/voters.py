@@ -129,7 +129,7 @@ class Voters:
     self, stored: Stored, members: Sequence[int], per_step: int | str | None
   ):
     """Loads the model; raises RecipeMismatch if it is not that of the run."""
-    config, plan = stored.config, stored.plan
+    config, plan = stored.pinned, stored.plan
     base = machine.load_base(config)
     now = make_recipe(config, plan, base.model, plan.greedy)
     found = differences(stored.recipe, now)
