@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from experiments.accelerator import __main__ as accelerator  # noqa: E402
 from experiments.batching import __main__ as batching  # noqa: E402
+from experiments.classify import __main__ as reviews  # noqa: E402
 from experiments.controls import __main__ as controls  # noqa: E402
 from experiments.families import __main__ as families  # noqa: E402
 from experiments.signals import __main__ as signals  # noqa: E402
@@ -106,6 +107,14 @@ def test_the_speeds_are_those_of_the_experiment():
   assert throughput.markdown(found['found']) in (
     folder / 'README.md'
   ).read_text('utf-8')
+
+
+def test_the_reviews_are_those_of_the_experiment():
+  folder = ROOT / 'experiments' / 'classify'
+  found = json.loads(reviews.RESULTS.read_text('utf-8'))
+  assert found['plain']['run']['N'] == 256
+  assert found['plain']['test']['rows'] == 1024
+  assert reviews.markdown(found) in (folder / 'README.md').read_text('utf-8')
 
 
 def test_the_costs_are_those_of_the_accelerator():
