@@ -197,14 +197,25 @@ def attend(
   query = query.reshape(K, N // K, H, B, T)
   query = jnp.transpose(query, (3, 0, 1, 4, 2)).reshape(B, K, -1, H)
 
-  def scores(keys, mask):
-    x = jnp.einsum(
-      'bkqh,khp->bkqp' if keys.ndim == 3 else 'bkqh,bkhp->bkqp',
-      query,
-      keys,
+  def product(spec, x, y):
+    """Over rows and kv heads, x [B, K, Q, ..]; a prefix has no rows."""
+    is_shared = y.ndim == 3
+    # Rows beside queries, and said so: as two axes XLA's CPU products do not
+    # take them in bfloat16.
+    x = jnp.swapaxes(x, 0, 1).reshape(K, -1, x.shape[-1]) if is_shared else x
+    found = jnp.einsum(
+      spec if is_shared else spec.replace('k', 'bk'),
+      x,
+      y,
       precision=precision(query),
       preferred_element_type=jnp.float32,
     )
+    if is_shared:
+      found = jnp.swapaxes(found.reshape(K, B, -1, found.shape[-1]), 0, 1)
+    return found
+
+  def scores(keys, mask):
+    x = product('kqh,khp->kqp', query, keys)
     x = soft_cap(x, cap)
     if mask is None:
       return x
@@ -224,13 +235,7 @@ def attend(
   parts = [jnp.exp(part - peak) for part in parts]
   total = sum(jnp.sum(part, -1, keepdims=True) for part in parts)
   mixed = sum(
-    jnp.einsum(
-      'bkqp,kph->bkqh' if stretch.value.ndim == 3 else 'bkqp,bkph->bkqh',
-      part.astype(query.dtype),
-      stretch.value,
-      precision=precision(query),
-      preferred_element_type=jnp.float32,
-    )
+    product('kqp,kph->kqh', part.astype(query.dtype), stretch.value)
     for part, (stretch, _) in zip(parts, stretches, strict=True)
   )
   mixed = (mixed / total).astype(query.dtype).reshape(B, K, N // K, T, H)
