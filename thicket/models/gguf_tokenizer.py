@@ -77,11 +77,6 @@ _SCALARS = {
   'remove_extra_whitespaces',
   'add_space_prefix',
   'add_bos_token',
-  'bos_token_id',
-  'eos_token_id',
-  'eot_token_id',
-  'eom_token_id',
-  'padding_token_id',
 }
 
 
