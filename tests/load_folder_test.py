@@ -318,8 +318,10 @@ def test_a_folder_that_is_not_empty_is_left_alone(checkpoint, tmp_path):
   ('values', 'problem'),
   [
     ({'format': 2}, 'format is 2, 1 is read; read it with the version'),
-    ({'architecture': None}, 'has no architecture and config'),
-    ({'config': []}, 'has no architecture and config'),
+    ({'architecture': None}, 'has no architecture, config and bytes'),
+    ({'config': []}, 'has no architecture, config and bytes'),
+    ({'bytes': [3]}, 'has no architecture, config and bytes'),
+    ({'bytes': {'../a': 3}}, "names the file '../a', which is not inside"),
     ({'config.d_ff': '24'}, "is no config of a decoder: d_ff = '24'"),
     ({'config.d_ff': True}, 'd_ff = True'),
     ({'config.d_ff': 20.0}, 'd_ff = 20.0'),
@@ -343,17 +345,34 @@ def test_a_checkpoint_that_makes_no_sense(values, problem, checkpoint):
   assert problem in refused(folder)
 
 
-def test_weights_that_are_damaged_or_gone(checkpoint, tmp_path):
+def test_weights_that_are_damaged_or_gone(checkpoint):
   folder, _ = checkpoint
   files = sorted((folder / 'weights').rglob('d/*'), key=os.path.getsize)
+  size = files[-1].stat().st_size
   os.truncate(files[-1], 100)
-  assert 'weights: cannot be restored: ' in refused(folder)
-  outside = tmp_path / 'outside'
-  files[-1].rename(outside)
-  files[-1].symlink_to(outside)
-  assert 'outside the folder' in refused(folder)
+  assert refused(folder) == (
+    f'{files[-1]}: has 100 bytes instead of {size}; the file is damaged or '
+    'incomplete, get it again'
+  )
   files[-1].unlink()
-  assert 'weights: cannot be restored: ' in refused(folder)
+  assert f"there is no file '{files[-1].relative_to(folder)}'" in refused(
+    folder
+  )
+
+
+def test_weights_that_orbax_does_not_understand(checkpoint):
+  folder, _ = checkpoint
+  file = folder / 'weights' / '_METADATA'
+  file.write_bytes(b'[' * file.stat().st_size)
+  assert f'{folder}/weights: cannot be restored: ' in refused(folder)
+
+
+def test_weights_of_a_checkpoint_that_lie_elsewhere(checkpoint, tmp_path):
+  folder, _ = checkpoint
+  file = folder / 'weights' / '_METADATA'
+  file.rename(tmp_path / 'outside')
+  file.symlink_to(tmp_path / 'outside')
+  assert 'outside the folder' in refused(folder)
 
 
 def test_weights_of_a_checkpoint_that_are_not_finite(tmp_path):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of our own: a config, a tokenizer and tensors that Orbax keeps.
 
-    thicket.json     format, architecture and `DecoderConfig`; written last
+    thicket.json     format, architecture, `DecoderConfig`, and how large the
+                     files of weights are; written last
     tokenizer.json   and what else `Tokenizer.save` writes
     weights/         the canonical tensors by name, by Orbax
 
@@ -90,6 +91,11 @@ def save(
       tokenizer.save(folder)
       values = {'format': _FORMAT, 'architecture': checkpoint.architecture}
       values['config'] = dataclasses.asdict(checkpoint.config)
+      values['bytes'] = {
+        name: (folder / name).stat().st_size
+        for name in file_names(folder)
+        if name.startswith(_WEIGHTS)
+      }
       text = json.dumps(values, indent=1, allow_nan=False)
       (folder / CONFIG).write_text(text + '\n', encoding='utf-8')
     processes.meet()  # none goes on before there is something to read
@@ -115,7 +121,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
   Raises:
     ModelFileError: `thicket.json` is none of this version, or says nothing
-      that a decoder can be.
+      that a decoder can be; a file of weights is missing, cut or elsewhere.
   """
   path = folder / CONFIG
   values = read_object(folder, CONFIG)
@@ -126,13 +132,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
       'read it with the version of thicket that wrote it',
     )
   name, fields = values.get('architecture'), values.get('config')
-  if not isinstance(name, str) or not isinstance(fields, dict):
-    raise file_error(path, 'has no architecture and config')
+  sizes = values.get('bytes')
+  are_tables = isinstance(fields, dict) and isinstance(sizes, dict)
+  if not isinstance(name, str) or not are_tables:
+    raise file_error(path, 'has no architecture, config and bytes')
   try:
     config = _config(fields)
   except (TypeError, ValueError, KeyError) as error:
     problem = f'is no config of a decoder: {" ".join(str(error).split())}'
     raise file_error(path, problem[:_SHOWN_CHARS]) from error
+  # Before Orbax does: its reads go on behind one that fails.
+  for file, size in sizes.items():
+    found = inside(folder, file).stat().st_size
+    if found != size:
+      raise file_error(folder / file, f'has {found} bytes instead of {size}')
   return Checkpoint(name, config)
 
 
@@ -175,8 +188,6 @@ def restore(
     )
     for leaf in apart
   }
-  for name in file_names(path):
-    inside(folder, os.path.join(_WEIGHTS, name))
   checkpointer = _checkpointer()
   try:
     stored = checkpointer.metadata(os.path.abspath(path)).item_metadata.tree
