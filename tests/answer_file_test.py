@@ -214,3 +214,42 @@ def test_what_cannot_be_written_is_named(tmp_path):
 def test_a_full_disk_is_named():
   with pytest.raises(AnswerFileError, match='No space left on device; what is'):
     _write('/dev/full', INPUT)
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'{"line": 12, "text": "notes"}',
+    b'{"line": 1, "text": "notes"}',
+    b'{"line": 1, "text": "notes"}\n',
+    b'notes',
+  ],
+)
+def test_what_is_not_ours_is_never_cut(tmp_path, data):
+  path = tmp_path / 'out.jsonl'
+  path.write_bytes(data)
+  with pytest.raises(AnswerFileError, match=r'name another --output'):
+    _write(path, INPUT)
+  assert path.read_bytes() == data
+
+
+def test_two_do_not_answer_into_one_file(tmp_path):
+  path = tmp_path / 'out.jsonl'
+  with (
+    Answers(str(path), 'abc', responses=False),
+    pytest.raises(AnswerFileError, match='another process is answering'),
+  ):
+    Answers(str(path), 'abc', responses=False)
+  assert _write(path, INPUT) == (0, 3, 1)
+
+
+@pytest.mark.parametrize('members', [[1], None, 'x'])
+def test_members_that_are_none_are_refused(tmp_path, members):
+  path = tmp_path / 'out.jsonl'
+  _write(path, INPUT)
+  lines = [json.loads(x) for x in path.read_bytes().splitlines()]
+  text = json.dumps(lines[0] | {'members': members}) + '\n'
+  path.write_text(text)
+  with pytest.raises(AnswerFileError, match='is no answer'):
+    _write(path, INPUT)
+  assert path.read_text() == text

@@ -283,8 +283,7 @@ def test_numbers_as_json_has_them():
   [
     ({'num_local_experts': 8}, 'num_local_experts = 8 is not understood'),
     ({'rope_interleaved': True}, 'rope_interleaved = True is not understood'),
-    ({'quantization_config': {'bits': 4}}, 'quantization_config = {'),
-    ({'sliding_window': 512}, 'sliding_window = 512 is not understood'),
+    ({'quantization_config': {'bits': 4}}, 'quantization_config says that'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5, 1 is'),
     ({'is_causal': False}, 'is_causal is False, True is needed'),
     ({'x\ny': 1}, r"'x\ny' = 1 is not understood"),
@@ -307,7 +306,7 @@ def test_what_is_switched_off_does_no_harm():
   ('architecture', 'changes', 'problem'),
   [
     ('qwen2', {'attention_bias': True}, 'attention_bias = True is not'),
-    ('mistral', {'layer_types': ['full_attention'] * 6}, 'layer_types = ['),
+    ('mistral', {'layer_types': ['full_attention'] * 6}, 'layer_types is ['),
     ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_'),
     ('gemma2', {'sliding_window': None}, 'sliding_window is None, a number'),
     ('gemma2', {'layer_types': 'full'}, "layer_types is 'full', a list of 6"),
@@ -582,3 +581,31 @@ def test_a_hostile_value_is_an_error_or_a_config(values, data):
     message = str(error)
   assert message.startswith(f'{WHERE}: ')
   assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+  ('architecture', 'changes'),
+  [
+    ('llama', {'layer_types': ['full_attention'] * 6}),
+    ('llama', {'sliding_window': 4096, 'tie_word_embeddings': None}),
+    ('qwen2', {'dual_chunk_attention_config': {'chunk_size': 262144}}),
+    ('qwen3', {'use_sliding_window': None, 'attention_bias': None}),
+    ('mistral', {'layer_types': ['sliding_attention'] * 6}),
+  ],
+)
+def test_what_published_files_say_without_meaning(architecture, changes):
+  assert read(architecture, **changes) == read(architecture)
+
+
+def test_what_scalings_say_without_meaning():
+  scaling = {'rope_type': 'yarn', 'factor': 4.0}
+  more = scaling | {'attn_factor': 0.878, 'finetuned': True}
+  assert read(rope_scaling=more) == read(rope_scaling=scaling)
+  scaling = {'type': 'linear', 'factor': 4}
+  more = scaling | {'original_max_position_embeddings': 4096}
+  assert read(rope_scaling=more) == read(rope_scaling=scaling)
+
+
+def test_one_scaling_for_two_kinds_of_layers_is_told_where_to_go():
+  said = refused('olmo3', rope_parameters={'rope_type': 'yarn', 'factor': 8})
+  assert 'a table under full_attention' in said

@@ -296,3 +296,17 @@ def test_more_than_one_token_before_a_text(tmp_path):
   (path / 'tokenizer.json').write_text(json.dumps(data))
   with pytest.raises(TokenizerError, match='2 tokens come before a text'):
     Tokenizer.from_folder(path)
+
+
+# As text models of Gemma 3, whose tokenizer has a token for pictures.
+def test_added_tokens_without_an_embedding_are_left_out(tmp_path):
+  folder = write(tmp_path / 'model', 'llama3', special=['<picture>'])
+  whole = Tokenizer.from_folder(folder)
+  rows = whole.vocab_size - 1
+  assert whole.encode('a <picture>')[-1] == rows
+  tokenizer = Tokenizer.from_folder(folder, rows)
+  assert tokenizer.vocab_size == rows
+  assert max(tokenizer.encode('a <picture>')) < rows
+  assert tokenizer.decode(tokenizer.encode('a <picture>')) == 'a <picture>'
+  for text in TEXTS[:50]:
+    assert tokenizer.encode(text) == whole.encode(text)

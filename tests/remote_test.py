@@ -191,8 +191,8 @@ def test_what_is_read_is_fetched_once_and_nothing_else(server, files):
   assert server.asked() == []
   assert server.requests
   server.requests.clear()
-  assert remote.fetch(NAME, FIRST) == found  # a commit never changes
-  assert server.requests == []
+  assert remote.fetch(NAME, FIRST) == found
+  assert server.asked() == []
 
 
 def test_a_model_of_the_hub_is_that_of_its_folder(server, tmp_path):
@@ -453,3 +453,18 @@ def test_environment_variables_of_the_hub_are_respected(server, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f'Tiny-1.5 {FIRST}\n'
   assert (tmp_path / 'home' / 'hub' / 'models--org--Tiny-1.5').is_dir()
+
+
+def test_a_line_break_behind_the_token_is_not_sent(server, monkeypatch):
+  monkeypatch.setenv('HF_TOKEN', f'{TOKEN}\n')
+  remote.fetch(NAME)
+  assert {sent for _, _, sent in server.requests} == {f'Bearer {TOKEN}'}
+
+
+@pytest.mark.parametrize('token', [f'{TOKEN} x', f'{TOKEN}\nx', f'{TOKEN}\xe9'])
+def test_what_is_no_token_is_not_shown(token, server, monkeypatch):
+  monkeypatch.setenv('HF_TOKEN', token)
+  with pytest.raises(HubError, match='HF_TOKEN holds no token') as caught:
+    remote.fetch(NAME)
+  assert TOKEN not in ''.join(traceback.format_exception(caught.value))
+  assert not server.requests

@@ -270,6 +270,11 @@ def test_special_tokens_are_known_to_the_template():
   assert tokenizer.render('hi') == '<s><end>'
 
 
+def test_today_is_always_the_same_day():
+  template = '{% set today = strftime_now("%d %b %Y") %}{{ today }}'
+  assert make(chat_template=template).render('hi') == '26 Jul 2024'
+
+
 def test_without_a_template_the_text_is_the_prompt():
   assert make().render('hi') == 'hi'
   assert make(chat_template='').render('hi') == 'hi'

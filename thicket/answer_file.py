@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ MAX_LINE_BYTES = 8 << 20  # of a line of input; longer ones are not kept
 MAX_ID_CHARS = 1000
 SHOWN_CHARS = 300  # of what is wrong with a line
 
-_START = b'{"line": '  # how each line of answers begins
+_START = b'{"line": %d,'  # how each line of answers begins
 
 
 class AnswerFileError(ValueError):
@@ -126,6 +127,7 @@ class Answers:
       AnswerFileError: it cannot be opened.
     """
     self.answered = self.failed = 0
+    self._last = 0  # number of the line of input that was asked for
     self._ensemble, self._responses = ensemble, responses
     self._held: BinaryIO | None = None
     self._name = path or 'stdout'
@@ -142,10 +144,18 @@ class Answers:
       # Unbuffered: nothing is left to be written when it is closed.
       self._out = self._files.enter_context(io.FileIO(self._path, 'a'))
       if os.path.isfile(self._path):  # not a pipe, nor /dev/stdout
+        fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._held = self._files.enter_context(
           io.BufferedReader(io.FileIO(self._path, 'r'))
         )
+    except BlockingIOError as error:
+      self._files.close()
+      raise AnswerFileError(
+        f'{path}: another process is answering into it; wait for it, or name '
+        'another --output'
+      ) from error
     except OSError as error:
+      self._files.close()
       raise AnswerFileError(
         f'{path}: cannot be opened: {error.strerror}'
       ) from error
@@ -164,7 +174,7 @@ class Answers:
     Raises:
       AnswerFileError: it holds something else.
     """
-    found = self._next()
+    found = self._next(line.number)
     if found is None:
       return False
     number = self.answered + self.failed
@@ -182,6 +192,10 @@ class Answers:
           f'{other}'
         )
     members = found.get('members', [])
+    if not isinstance(members, list) or not all(
+      isinstance(x, dict) for x in members
+    ):
+      raise AnswerFileError(f'{said}is no answer; {other}')
     if any(('response' in x) != self._responses for x in members):
       without = 'without' if self._responses else 'with'
       raise AnswerFileError(f'{said}was written {without} --responses; {other}')
@@ -224,7 +238,7 @@ class Answers:
     Raises:
       AnswerFileError: the file holds answers to more lines.
     """
-    if self._next() is not None:
+    if self._next(self._last + 1) is not None:
       raise AnswerFileError(
         f'{self._name}: holds more answers than the input has lines; '
         'name another --output, or remove it'
@@ -236,23 +250,30 @@ class Answers:
     else:
       self.answered += 1
 
-  def _next(self) -> dict[str, Any] | None:
-    """The next line of answers that is held; None where none is left."""
+  def _next(self, number: int) -> dict[str, Any] | None:
+    """What is held for a line of input; None where nothing is left."""
+    self._last = number
     if self._held is None:
       return None
     start = self._held.tell()
     data = self._held.readline()
     where = f'{self._name}: line {self.answered + self.failed + 1}'
-    # Of a line torn at its start there may be less than this.
-    is_ours = _START.startswith(data[: len(_START)])
-    if is_ours and data.endswith(b'\n'):
-      try:
-        found = json.loads(data)
-      except (ValueError, RecursionError):
-        found = None
-      if isinstance(found, dict):
+    try:
+      found = json.loads(data)
+    except (ValueError, RecursionError):
+      found = None
+    if data.endswith(b'\n'):
+      if isinstance(found, dict) and 'line' in found:
         self._count(found)
         return found
+      is_ours = False
+    else:
+      # A torn line is cut off, so it had better be one: of a line torn at its
+      # start there may be less than its start; of a whole one, all but the end.
+      start_of_ours = _START % number
+      is_ours = start_of_ours.startswith(data[: len(start_of_ours)])
+      if isinstance(found, dict):
+        is_ours = is_ours and found.get('ensemble') == self._ensemble
     if data.endswith(b'\n') or not is_ours:
       raise AnswerFileError(
         f'{where} is no answer: {shown(data[:80])}; name another --output'

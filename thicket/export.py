@@ -109,7 +109,7 @@ def export_member(
     shards.write(folder, shapes, DTYPES[dtype], written)
     _write(folder / 'config.json', json.dumps(config, indent=2) + '\n')
     model.tokenizer.save(folder)
-    base, notes = _base_name(stored, model), _notes(stored)
+    base, notes = _base_name(stored, model), _notes(stored, dtype)
     card = model_card.render(stored, found, mix, base, dtype, command, notes)
     _write(folder / 'README.md', card)
   return target
@@ -156,10 +156,15 @@ def _base_name(stored: Stored, model: LoadedModel) -> str:
   return stored.plan.labels['model'].partition('@')[0]
 
 
-def _notes(stored: Stored) -> list[str]:
+def _notes(stored: Stored, dtype: str) -> list[str]:
   """What keeps this copy from being what was evaluated, to the last bit."""
   noise, here = stored.recipe['noise'], prng.arithmetic()
   notes = []
+  if dtype != stored.recipe['model']['dtype']:
+    notes.append(
+      f'The run evaluated its members in {stored.recipe["model"]["dtype"]}; '
+      f'this copy was rounded to {dtype} and has not been evaluated.'
+    )
   if families.rank_of(noise['family']):
     notes.append(
       'The run evaluated its members as the base and thin factors beside it; '

@@ -87,7 +87,7 @@ def choose(
     raise ExportError(
       f'--weights: {len(weights)} for {len(members)} members; give one each'
     )
-  if not all(map(math.isfinite, weights)):
+  if not all(math.isfinite(np.float32(weight)) for weight in weights):
     raise ExportError(f'--weights: {list(weights)} are not all finite')
   return Mix(tuple(map(int, members)), tuple(map(float, weights)))
 
@@ -118,7 +118,13 @@ def tensors(
   leaves = jax.tree.leaves(model.spec)
   for index, base in enumerate(jax.tree.leaves(model.params)):
     array = _mixed(base, perturber.part(index), steps, mix.is_member)
-    array = array.astype(dtype, copy=False)
+    with np.errstate(over='ignore'):
+      array = array.astype(dtype, copy=False)
+    if not np.isfinite(array).all():
+      raise ExportError(
+        f'{leaves[index].segments[0].full_name} would not be finite: '
+        f'--weights={list(mix.weights)} are too large'
+      )
     end = 0
     for segment in leaves[index].segments:
       start, end = end, end + segment.size

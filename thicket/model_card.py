@@ -84,9 +84,9 @@ def _front_matter(base: str) -> str:
 def _formula(mix: Mix, dtype: str) -> str:
   if mix.is_member:
     return (
-      'This is one member, with the weights that were evaluated: `w + c n` for '
-      'each base weight `w`, with the unit noise `n` and the step `c` that the '
-      'recipe gives.'
+      'This is one member: `w + c n` for each base weight `w`, with the unit '
+      'noise `n` and the step `c` that the recipe gives. Its weights are those '
+      'that were evaluated, but for what is noted below.'
     )
   return (
     'This is a merge: `w + sum_i a_i (w_i - w)` in float32, rounded once to '

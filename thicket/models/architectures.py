@@ -106,6 +106,9 @@ def _config(whole: Checked, architecture: Architecture) -> DecoderConfig:
     else:
       sizes[field] = c.count(key, _MOST.get(field, MAX_COUNT))
   slides = _sliding_layers(c, architecture, sizes['num_layers'])
+  kinds = [SLIDING if is_local else FULL for is_local in slides]
+  if c.get('layer_types') not in (None, kinds):
+    c.refuse('layer_types', f'{kinds[0]}, as the other keys say,')
   window = c.count('sliding_window') if any(slides) else None
   full, local = _ropes(c, architecture, sizes)
   return DecoderConfig(
@@ -123,7 +126,7 @@ def _check_keys(c: Checked, architecture: Architecture) -> None:
   local = architecture.local_rope[:1] if architecture.local_rope else ()
   c.check_keys(
     {*SIZES, *architecture.defaults, *_ROPE_KEYS, *local},
-    {*IGNORED, *FIXED, *architecture.ignored},
+    {'layer_types', *IGNORED, *FIXED, *architecture.ignored},
   )
   for key, value in FIXED.items():
     if key in c and c.get(key) != value:
@@ -190,6 +193,12 @@ def _ropes(
   local_base = _base(c, *architecture.local_rope)
   if new is None:
     return rope(old, base), rope(None, local_base)
+  if 'rope_type' in new and FULL not in new:
+    new.refuse(
+      'rope_type',
+      f'a table under {FULL} and one under {SLIDING}',
+      'write what is there under the one that it is of',
+    )
   new.check_keys((FULL, SLIDING))
   return (
     rope(new.section(FULL), base),

@@ -16,6 +16,7 @@ from thicket.models.gguf import ModelFileError
 
 MAX_COUNT = 2**31 - 1
 _GET_AGAIN = 'take another copy of the file'
+_QUANTISED = ('quantization_config', 'quantization')
 # What says no, none or nothing, of JSON and of GGUF.
 _OFF_TYPES = (type(None), bool, int, float, str, list, dict)
 
@@ -97,6 +98,8 @@ class Checked:
   def flag(self, key: str) -> bool:
     """True or false."""
     value = self.get(key)
+    if value is None and self._defaults.get(key) is False:
+      return False
     if not isinstance(value, bool):
       self.refuse(key, 'true or false')
     return value
@@ -132,6 +135,11 @@ class Checked:
       if key in read or key in ignored or key.startswith('_'):
         continue
       if not isinstance(value, _OFF_TYPES) or value:
+        if key in _QUANTISED:
+          self.fail(
+            f'{self.prefix}{key} says that the weights are quantised',
+            'take the model without it, or a GGUF file',
+          )
         self.fail(
           f'{self.prefix}{_text(key)} = {_shown(value)} is not understood',
           'take the key out of the file if it changes no result of the model',

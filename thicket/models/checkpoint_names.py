@@ -28,6 +28,11 @@ IGNORED_PREFIXES = (
 IGNORED_SUFFIXES = ('.rotary_emb.inv_freq',)
 
 
+def is_head(stored: str) -> bool:
+  """Whether a stored tensor is the output matrix."""
+  return canonical_name(stored, tie_head=False) == 'lm_head.weight'
+
+
 def canonical_name(stored: str, tie_head: bool) -> str | None:
   """The canonical name of a stored tensor, None for one to be ignored.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ from thicket.models.files import (
   read_object,
   shown,
 )
+from thicket.models.model_types import ARCHITECTURES
 from thicket.models.tokenizer import Tokenizer
 
 CONFIG = 'thicket.json'
@@ -136,9 +138,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
   are_tables = isinstance(fields, dict) and isinstance(sizes, dict)
   if not isinstance(name, str) or not are_tables:
     raise file_error(path, 'has no architecture, config and bytes')
+  if name not in ARCHITECTURES:
+    raise file_error(path, f'architecture {shown(name)} is not known')
   try:
     config = _config(fields)
-  except (TypeError, ValueError, KeyError) as error:
+  except (TypeError, ValueError, KeyError, OverflowError) as error:
     problem = f'is no config of a decoder: {" ".join(str(error).split())}'
     raise file_error(path, problem[:_SHOWN_CHARS]) from error
   # Before Orbax does: its reads go on behind one that fails.
@@ -158,7 +162,12 @@ def _config(fields: Mapping[str, Any]) -> DecoderConfig:
     Rope(**rope | {'divisors': tuple(rope['divisors'])})
     for rope in fields['ropes']
   ]
-  tuples = {'ropes': tuple(ropes), 'windows': tuple(fields['windows'])}
+  windows = tuple(fields['windows'])
+  if not all(type(x) is int or x is None for x in windows):
+    raise TypeError(f'windows = {shown(windows)}')
+  if not math.isfinite(fields.get('norm_offset', 0.0)):
+    raise TypeError(f'norm_offset = {shown(fields["norm_offset"])}')
+  tuples = {'ropes': tuple(ropes), 'windows': windows}
   return DecoderConfig(**fields | tuples)
 
 

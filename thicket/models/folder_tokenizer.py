@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import tokenizers
@@ -33,13 +33,17 @@ TEMPLATE = 'chat_template.jinja'  # goes before that of `CONFIG`
 FILES = (TOKENIZER, CONFIG, SPECIAL, GENERATION, 'config.json', TEMPLATE)
 
 _OTHERS = ('tokenizer.model', 'tekken.json', 'vocab.json', 'spiece.model')
+_NEEDED = ('bos', 'eos', 'pad')
 _NAMED = ('bos', 'eos', 'pad', 'unk', 'sep', 'cls', 'mask')
 _GAPS = 10_000  # ids without a token; each costs memory
 _DEFAULT = 'default'  # of several templates
 
 
-def read(path: pathlib.Path) -> Parts:
+def read(path: pathlib.Path, rows: int | None = None) -> Parts:
   """The tokenizer of a folder.
+
+  Added tokens that a model of so many `rows` of embeddings does not have, as
+  text models of Gemma 3 have none for their tokenizer's picture, are left out.
 
   Raises TokenizerError, naming the file, where it is missing, malformed or of
   a kind that cannot be read.
@@ -49,6 +53,7 @@ def read(path: pathlib.Path) -> Parts:
   named = {key: value for key, value in config.items() if value is not None}
   named = _object(path / SPECIAL) | named
   names = {key: _token(named.get(f'{key}_token')) for key in _NAMED}
+  backend = _fitted(backend, rows, {names[key] for key in _NEEDED})
   vocabulary = backend.get_vocab(with_added_tokens=True)
   last = max(vocabulary.values(), default=0)
   if last > 2 * len(vocabulary) + _GAPS:
@@ -143,6 +148,30 @@ def _backend(path: pathlib.Path) -> tokenizers.Tokenizer:
   return backend
 
 
+def _fitted(
+  backend: tokenizers.Tokenizer,
+  rows: int | None,
+  needed: Collection[str | None],
+) -> tokenizers.Tokenizer:
+  """Without added tokens, unless needed, whose ids are not below `rows`."""
+  if rows is None:
+    return backend
+  added = backend.get_added_tokens_decoder()
+  gone = {token.content for id_, token in added.items() if id_ >= rows}
+  gone -= {*needed}
+  if not gone:
+    return backend
+  whole = json.loads(backend.to_str())
+  whole['added_tokens'] = [
+    token for token in whole['added_tokens'] if token['content'] not in gone
+  ]
+  vocabulary = whole['model'].get('vocab')
+  if isinstance(vocabulary, dict):
+    for token in gone & vocabulary.keys():
+      del vocabulary[token]
+  return tokenizers.Tokenizer.from_str(json.dumps(whole))
+
+
 def _first(backend: tokenizers.Tokenizer, path: pathlib.Path) -> int | None:
   """The id that the file puts in front of every text."""
   said = backend.encode('a', add_special_tokens=True)
@@ -178,7 +207,7 @@ def _template(path: pathlib.Path, config: Mapping[str, Any]) -> str | None:
   found = config.get('chat_template')
   if isinstance(found, list):  # one for each use, by name
     try:
-      named = {entry['name']: entry['template'] for entry in found}
+      named = {str(entry['name']): entry['template'] for entry in found}
     except (TypeError, KeyError) as error:
       problem = 'chat_template is not a list of names and templates'
       raise bad(str(path / CONFIG), problem) from error

@@ -201,12 +201,21 @@ def _local(name: str) -> tuple[Path, str] | None:
 
 
 def _in_folder(folder: Path) -> tuple[Path, str]:
-  names = sorted(path.name for path in folder.iterdir())
+  try:
+    names = sorted(path.name for path in folder.iterdir())
+  except OSError as error:
+    raise HubError(
+      f'folder {folder} cannot be read: {error.strerror}; check its permissions'
+    ) from error
   if checkpoints.CONFIG in names:
     return folder, CHECKPOINT
   if {safetensors.WEIGHTS, safetensors.INDEX} & {*names}:
     return folder, SAFETENSORS
-  ggufs = [name for name in names if name.endswith('.gguf')]
+  ggufs = [
+    name
+    for name in names
+    if name.endswith('.gguf') and (folder / name).is_file()
+  ]
   if len(ggufs) == 1:
     return folder / ggufs[0], GGUF
   if ggufs:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from thicket import sharding, trees
 from thicket.models import checkpoints, hub, weights
 from thicket.models.architectures import architecture_of, config_from_hf
-from thicket.models.checkpoint_names import canonical_name
+from thicket.models.checkpoint_names import canonical_name, is_head
 from thicket.models.decoder import Decoder, canonical_spec
 from thicket.models.decoder_config import DecoderConfig
-from thicket.models.files import ModelFileError, read_object
+from thicket.models.files import ModelFileError, file_error, read_object
 from thicket.models.gguf import open_gguf
 from thicket.models.gguf_architectures import (
   ROPE_FREQS,
@@ -29,7 +29,7 @@ from thicket.models.gguf_architectures import (
   gguf_name,
 )
 from thicket.models.remote import CONFIG
-from thicket.models.safetensors import open_folder
+from thicket.models.safetensors import SafetensorsFolder, open_folder
 from thicket.models.tokenizer import Tokenizer
 
 Tree = Any
@@ -172,6 +172,8 @@ def _open_folder(path: Path) -> Source:
     name = canonical_name(stored, config.tie_head)
     if name is not None and names.setdefault(name, stored) != stored:
       twice.append(f'{stored} beside {names[name]}')
+  if config.tie_head:
+    _check_copies(files, names)
 
   def params(spec: Tree, dtype: Any, mesh: Mesh) -> Tree:
     wanted = weights.shapes(spec, lambda segment: segment.full_name)
@@ -186,8 +188,26 @@ def _open_folder(path: Path) -> Source:
     read = lambda segment: files.read(names[segment.full_name])
     return weights.place(path, spec, read, dtype, mesh)
 
-  tokenizer = Tokenizer.from_folder(path)
+  tokenizer = Tokenizer.from_folder(path, config.vocab_size)
   return Source(architecture_of(values, where), config, tokenizer, params)
+
+
+def _check_copies(files: SafetensorsFolder, names: Mapping[str, str]) -> None:
+  """A head stored beside an embedding that is the head has to be its copy."""
+  head = next((x for x in files.tensors if is_head(x)), None)
+  embedding = names.get('model.embed_tokens.weight')
+  if head is None or embedding is None or not files.is_readable(head):
+    return
+  ours, theirs = files.read(embedding), files.read(head)
+  slices = range(0, len(ours), 4096)  # a part at a time, they are mapped
+  if ours.shape != theirs.shape or any(
+    (ours[i : i + 4096] != theirs[i : i + 4096]).any() for i in slices
+  ):
+    raise file_error(
+      files.path,
+      f'{head} is not {embedding}, as tie_word_embeddings in {CONFIG} says',
+      'set that to false if the head was trained by itself',
+    )
 
 
 def _open_checkpoint(path: Path) -> Source:

@@ -101,6 +101,8 @@ _QWEN = {
   'max_window_layers': 28,
   'layer_types': None,
 }
+# For texts of more than 256 K tokens, by other software than transformers.
+_LONG_QWEN = ('dual_chunk_attention_config',)
 _GEMMA = {
   'hidden_activation': 'gelu_pytorch_tanh',
   'rms_norm_eps': 1e-6,
@@ -131,6 +133,7 @@ ARCHITECTURES = {
       'attention_bias': False,
       'mlp_bias': False,
     },
+    ignored=('sliding_window',),
   ),
   'mistral': Architecture(
     'MistralForCausalLM',
@@ -143,13 +146,18 @@ ARCHITECTURES = {
     slides='all',
   ),
   'qwen2': Architecture(
-    'Qwen2ForCausalLM', _QWEN, {'qkv_bias': True}, slides='last'
+    'Qwen2ForCausalLM',
+    _QWEN,
+    {'qkv_bias': True},
+    slides='last',
+    ignored=_LONG_QWEN,
   ),
   'qwen3': Architecture(
     'Qwen3ForCausalLM',
     {**_QWEN, 'head_dim': 128, 'attention_bias': False},
     {'head_norm': 'head'},
     slides='last',
+    ignored=_LONG_QWEN,
   ),
   'gemma2': Architecture(
     'Gemma2ForCausalLM',
@@ -185,7 +193,9 @@ ARCHITECTURES = {
     embed_scaled=True,
     ignored=('hidden_act',),
   ),
-  'olmo2': Architecture('Olmo2ForCausalLM', _OLMO, _OLMO_FIXED),
+  'olmo2': Architecture(
+    'Olmo2ForCausalLM', _OLMO, _OLMO_FIXED, ignored=('sliding_window',)
+  ),
   'olmo3': Architecture(
     'Olmo3ForCausalLM',
     {**_OLMO, 'sliding_window': 4096, 'layer_types': None},

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -58,9 +57,6 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
   revision = revision or BRANCH
   if constants.HF_HUB_OFFLINE:
     return _cached(name, revision, 'HF_HUB_OFFLINE is set')
-  is_commit = re.fullmatch(r'[0-9a-f]{40}', revision)
-  if is_commit and (found := _find_cached(name, revision)):
-    return found  # a commit never changes, so there is nothing to ask
   there, why = _list(name, revision)
   if there is None:
     return _cached(name, revision, why)
@@ -140,8 +136,13 @@ def _cached(name: str, revision: str, why: str) -> Snapshot:
       f'not whole, and {why}; fetch it once with network, or give the path of '
       'a folder'
     )
+  absent = [x for x in TOKENIZER_FILES if not os.path.exists(found.folder / x)]
   logging.warning(
-    '%s: taken from the cache, commit %s (%s)', name, found.commit, why
+    '%s: taken from the cache, commit %s (%s)%s',
+    name,
+    found.commit,
+    why,
+    f'; not there, if the model has them: {", ".join(absent)}' * bool(absent),
   )
   return found
 
@@ -188,7 +189,14 @@ def _no_weights(names: Collection[str]) -> str:
 
 
 def _token() -> str | None:
-  return os.environ.get(_TOKEN)
+  """What the variable holds, which secrets in files end with a line break.
+
+  Raises HubError, without showing it, for what cannot be sent.
+  """
+  token = os.environ.get(_TOKEN, '').strip()
+  if not token.isascii() or not token.isprintable() or ' ' in token:
+    raise HubError(f'{_TOKEN} holds no token: a blank or a strange character')
+  return token or None
 
 
 def _line(error: Exception) -> str:

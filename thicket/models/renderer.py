@@ -9,6 +9,7 @@ imports nothing but Jinja.
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import math
@@ -109,12 +110,16 @@ def _render(source: str, values: dict[str, Any] | None) -> str:
   return ''.join(pieces)
 
 
+_DATE = datetime.date(2024, 7, 26)
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
   """The template in a sandbox, set up as `transformers` does.
 
-  There is no `strftime_now`: templates that would put today's date into the
-  prompt fall back to a fixed one, and a run stays the same tomorrow.
+  Templates that would put today's date into the prompt have a fixed one, so
+  that a run stays the same tomorrow: their own where they ask whether there is
+  a `strftime_now`, and else that of Llama 3's.
   """
 
   def raise_exception(message):
@@ -129,5 +134,7 @@ def _compile(source: str) -> jinja2.Template:
     extensions=['jinja2.ext.loopcontrols', _Generation],
   )
   environment.globals['raise_exception'] = raise_exception
+  if 'strftime_now is' not in source:
+    environment.globals['strftime_now'] = _DATE.strftime
   environment.filters['tojson'] = tojson  # Jinja's own is for HTML
   return environment.from_string(source)

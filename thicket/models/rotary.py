@@ -42,6 +42,14 @@ _TYPE_KEYS = {
     'truncate',
   ),
 }
+# Keys that published files have and transformers passes over with a warning;
+# what it computes without them is what their models are known by.
+_UNREAD_KEYS = {
+  'default': (),
+  'linear': ('finetuned', 'original_max_position_embeddings'),
+  'llama3': ('finetuned',),
+  'yarn': ('finetuned', 'attn_factor'),
+}
 _COMMON_KEYS = ('rope_type', 'type', 'rope_theta', 'partial_rotary_factor')
 
 
@@ -159,7 +167,7 @@ def from_hf(
     }
   )
   kind = table.choice('rope_type', {name: name for name in _TYPE_KEYS})
-  table.check_keys((*_COMMON_KEYS, *_TYPE_KEYS[kind]))
+  table.check_keys((*_COMMON_KEYS, *_TYPE_KEYS[kind]), _UNREAD_KEYS[kind])
   if table.number('partial_rotary_factor') != 1:
     table.refuse(
       'partial_rotary_factor', '1', 'partly rotary heads are not supported'

@@ -81,15 +81,19 @@ class Tokenizer:
     return cls(*gguf_tokenizer.read(metadata))
 
   @classmethod
-  def from_folder(cls, path: str | os.PathLike[str]) -> Tokenizer:
+  def from_folder(
+    cls, path: str | os.PathLike[str], rows: int | None = None
+  ) -> Tokenizer:
     """The tokenizer of a Hugging Face model folder.
+
+    Added tokens without one of the model's `rows` of embeddings are left out.
 
     Raises TokenizerError, naming the file, where `tokenizer.json` is missing,
     and for files that are malformed or of a kind that cannot be read.
     """
     try:
       with no_panic(f'{path}: is damaged, get the model again'):
-        return cls(*folder_tokenizer.read(pathlib.Path(path)))
+        return cls(*folder_tokenizer.read(pathlib.Path(path), rows))
     except TokenizerError as error:
       named = str(path) in str(error)
       raise error if named else TokenizerError(f'{path}: {error}') from error
