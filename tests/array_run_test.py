@@ -186,7 +186,9 @@ def test_mirrored_pairs_and_their_scale_are_said(tmp_path):
   assert html.count(f'{facts} modular norm.') == 4
 
 
-@pytest.mark.parametrize('kind', ['linen', 'nnx'])
+@pytest.mark.parametrize(
+  'kind', [pytest.param('linen', marks=pytest.mark.slow), 'nnx']
+)
 def test_digits_are_classified_by_either_kind_of_module(kind, tmp_path):
   config = load_config(f'{CONFIGS / "vision.py"}:quick,{kind}')
   config.model.width = 4

@@ -313,7 +313,7 @@ def _assert_same_labels(got, want, logs):
   ('family', 'asked'),
   [
     ('gaussian', _labels(SHORT)),
-    ('gaussian', _labels(LONG)),
+    pytest.param('gaussian', _labels(LONG), marks=pytest.mark.slow),
     ('low_rank:2', _labels(SHORT, empty=EMPTY, offsets=(0.5, 0.0, -0.25))),
     ('low_rank:2', _labels(LONG, is_mean=True, empty=EMPTY)),
   ],
@@ -677,6 +677,7 @@ def test_a_run_resumes_and_a_report_needs_no_model(
   assert 'always positive' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_model_give_the_same_labels(
   finished, model, rows, tmp_path
 ):

@@ -173,7 +173,11 @@ def _logits(config, perturber, ids, sigmas, dtype=np.float32):
 
 @pytest.mark.parametrize(
   ('scale', 'rank', 'tie_head'),
-  [('absolute', 1, True), ('relative', 3, False), ('modular', 1, False)],
+  [
+    ('absolute', 1, True),
+    ('modular', 1, False),
+    pytest.param('relative', 3, False, marks=pytest.mark.slow),
+  ],
 )
 def test_factored_members_answer_as_materialised_ones(scale, rank, tie_head):
   config = dataclasses.replace(tiny.CONFIG, tie_head=tie_head)

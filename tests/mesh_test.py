@@ -24,7 +24,9 @@ V, G, M = CONFIG.vocab_size, 6, 8
 IDS = np.arange(M, dtype=np.int32)
 PREFIX = (1, 2, 3)
 BATCH = batching.batches([[2] * 8, [8, 30, 4], [50, 6, 1]], range(3), 3, 63)[0]
-MESHES = pytest.mark.parametrize('model', [1, 2, 4, 8])
+MESHES = pytest.mark.parametrize(
+  'model', [1, 2, pytest.param(4, marks=pytest.mark.slow), 8]
+)
 FAMILIES = pytest.mark.parametrize('family', ['gaussian', 'low_rank:2'])
 
 

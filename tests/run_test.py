@@ -654,7 +654,9 @@ def test_ctrl_c_inside_a_save_loses_no_judged_member(
   assert _view(tmp_path).members.tolist() == [BASE, 0, 1, 2]
 
 
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize(
+  'devices', [pytest.param(1, marks=pytest.mark.slow), 8]
+)
 def test_bfloat16_weights_say_how_far_they_really_move(
   devices, model, tmp_path
 ):
@@ -716,7 +718,7 @@ def test_float32_weights_move_as_far_as_they_are_told(finished):
   ('devices', 'changes'),
   [
     (1, {'run__members_per_device': 3, 'run__members_per_range': 1}),
-    (8, {'run__members_per_range': 2}),
+    pytest.param(8, {'run__members_per_range': 2}, marks=pytest.mark.slow),
   ],
 )
 def test_chunks_ranges_and_meshes_do_not_change_the_ledger(
@@ -1066,7 +1068,9 @@ def test_low_rank_members_answer_alike_on_any_number_of_devices(
   assert len({row.tobytes() for row in rewards}) > 2
 
 
-@pytest.mark.parametrize('family', ['gaussian', 'low_rank'])
+@pytest.mark.parametrize(
+  'family', ['gaussian', pytest.param('low_rank', marks=pytest.mark.slow)]
+)
 def test_devices_that_share_a_model_go_on_with_the_same_ledger(
   model, tmp_path, family
 ):
