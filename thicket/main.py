@@ -95,7 +95,8 @@ def main(argv: list[str]) -> int:
   job = _job(config, _MEMBERS.value, _SHARD.value, console)
   resume = arguments.command(sys.argv)
   try:
-    if not _SHARD.value:  # a slice finishes nothing
+    # Of text runs, which others go on from; a slice finishes nothing.
+    if isinstance(job, run.Run) and not _SHARD.value:
       stored.save_command(job.workdir, resume)
     job.finish()
   except (KeyboardInterrupt, run.LedgerError, run.OutOfMemory) as error:
