@@ -20,6 +20,8 @@ if _OWN_CACHE:
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+import tiny_gguf  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -30,3 +32,10 @@ def pytest_unconfigure():
   """Removes the programs, once the process that made their folder ends."""
   if _OWN_CACHE:
     shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  """The path of a file with a tiny model whose answers are short."""
+  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
+  return str(tiny_gguf.write_answering(path))

@@ -106,17 +106,20 @@ def test_heads_of_a_group_share_their_kv_head():
   _close(np.repeat(fresh[1].key, N // K, axis=1), wide[1].key)
 
 
-def test_no_logit_depends_on_later_tokens_or_padding():
-  # Untied, so that the table is only read on the way in, and no token twice,
-  # so that a row of its gradient belongs to one place.
-  weights, T, pad = tiny.params(UNTIED), 7, 2
+def _gradient(config, T, pad):
+  """Of a logit at each of T places, by what is embedded at each [T, T, D].
+
+  Untied, so that the table is only read on the way in, and no token twice, so
+  that a row of its gradient belongs to one place. The first `pad` are padding.
+  """
+  weights = tiny.params(config)
   tokens = np.random.default_rng(1).permutation(64)[:T].astype(np.int32)
   places = np.arange(T)[None] - pad
   blend = np.random.default_rng(2).standard_normal(64).astype(np.float32)
 
   def blended(table):
     moved = {**weights['params'], 'embed': {'embedding': table}}
-    logits, _ = decoder.Decoder(UNTIED).apply(
+    logits, _ = decoder.Decoder(config).apply(
       {'params': moved},
       tokens[None],
       np.maximum(places, 0),
@@ -126,7 +129,12 @@ def test_no_logit_depends_on_later_tokens_or_padding():
     return logits[0] @ blend
 
   table = weights['params']['embed']['embedding']
-  gradient = np.asarray(jax.jit(jax.jacrev(blended))(table))[:, tokens]
+  return np.asarray(jax.jit(jax.jacrev(blended))(table))[:, tokens]
+
+
+def test_no_logit_depends_on_later_tokens_or_padding():
+  T, pad = 7, 2
+  gradient = _gradient(UNTIED, T, pad)
   reaches = np.any(gradient != 0, axis=-1)  # [of t, with respect to s]
   assert np.isfinite(gradient).all()
   want = np.tril(np.ones((T, T), bool))
@@ -224,24 +232,8 @@ def test_prefill_and_single_steps_are_the_whole_forward_pass(prefix_length):
 def test_a_window_reaches_so_many_tokens_back(window):
   # One layer, so that what is seen is what is reached; of 7 tokens, 2 padding.
   config = dataclasses.replace(tiny.with_layers(UNTIED, 1), windows=(window,))
-  weights, T, pad = tiny.params(config), 7, 2
-  tokens = np.random.default_rng(1).permutation(64)[:T].astype(np.int32)
-  places = np.arange(T)[None] - pad
-  blend = np.random.default_rng(2).standard_normal(64).astype(np.float32)
-
-  def blended(table):
-    moved = {**weights['params'], 'embed': {'embedding': table}}
-    logits, _ = decoder.Decoder(config).apply(
-      {'params': moved},
-      tokens[None],
-      np.maximum(places, 0),
-      places >= 0,
-      all_logits=True,
-    )
-    return logits[0] @ blend
-
-  table = weights['params']['embed']['embedding']
-  gradient = np.asarray(jax.jit(jax.jacrev(blended))(table))[:, tokens]
+  T, pad = 7, 2
+  gradient = _gradient(config, T, pad)
   assert np.isfinite(gradient).all()
   reaches = np.any(gradient != 0, axis=-1)[pad:]
   back = np.arange(T)[pad:, None] - np.arange(T)[None]  # [of t, to s]

@@ -29,13 +29,6 @@ from thicket.models.load import load
 N, K = 6, 3
 
 
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  """The path of a model file."""
-  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
-  return str(tiny_gguf.write_answering(path))
-
-
 def _config(model, **changes):
   """A run without controls; a__b sets a.b."""
   settings = {

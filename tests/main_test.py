@@ -10,7 +10,6 @@ import time
 import types
 
 import pytest
-import tiny_gguf
 
 from thicket import arguments
 from thicket.ledger import Ledger
@@ -21,12 +20,6 @@ SMALL = (
   '--config.task.prompt_template=Q {question}=',
   '--config.population.sigmas=(0.05,0.2)',
 )
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
-  return str(tiny_gguf.write_answering(path))
 
 
 def _command(*flags, config='configs/llm.py:quick'):

@@ -12,7 +12,6 @@ import sys
 import made
 import pytest
 import same
-import tiny_gguf
 from rich.console import Console
 
 from thicket import evaluation, run
@@ -23,13 +22,6 @@ from thicket.plan import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 N = 7  # is cut into 3, 4 and into 2, 2, 3
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  """The path of a model file."""
-  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
-  return str(tiny_gguf.write_answering(path))
 
 
 @pytest.fixture(autouse=True)

@@ -30,13 +30,6 @@ N, K, ROWS = 4, 3, 16
 SIGMAS = (0.05, 0.2)
 
 
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  """The path of a model file."""
-  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
-  return str(tiny_gguf.write_answering(path))
-
-
 def _config(model, **changes):
   """A search without controls."""
   settings = {

@@ -46,13 +46,6 @@ N, K = 4, 2
 SIGMAS = (0.05, 0.2)
 
 
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  """The path of a model file."""
-  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
-  return str(tiny_gguf.write_answering(path))
-
-
 def _config(model, **changes):
   """A config of `configs/llm.py` in a size for tests; a__b sets a.b."""
   settings = {

@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 
 import pytest
-import tiny_gguf
 from etils import epath
 
 from thicket import report, storage, stored
@@ -395,12 +394,6 @@ def is_same_run(url, folder):
   for part in theirs.keys() - {'work'}:
     assert ours[part] == theirs[part], part
   assert (url / 'report.html').read_text().startswith('<!')
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  path = tmp_path_factory.mktemp('model') / 'tiny.gguf'
-  return str(tiny_gguf.write_answering(path))
 
 
 def _small(model):

@@ -262,19 +262,17 @@ class Answers:
       found = json.loads(data)
     except (ValueError, RecursionError):
       found = None
-    if data.endswith(b'\n'):
-      if isinstance(found, dict) and 'line' in found:
-        self._count(found)
-        return found
-      is_ours = False
-    else:
-      # A torn line is cut off, so it had better be one: of a line torn at its
-      # start there may be less than its start; of a whole one, all but the end.
-      start_of_ours = _START % number
-      is_ours = start_of_ours.startswith(data[: len(start_of_ours)])
-      if isinstance(found, dict):
-        is_ours = is_ours and found.get('ensemble') == self._ensemble
-    if data.endswith(b'\n') or not is_ours:
+    is_whole = data.endswith(b'\n')
+    if is_whole and isinstance(found, dict) and 'line' in found:
+      self._count(found)
+      return found
+    # What is torn is cut off, so it had better be ours: there may be less of it
+    # than the start of our line, or all but the end of the line.
+    ours = _START % number
+    is_ours = ours.startswith(data[: len(ours)]) and (
+      found is None or found.get('ensemble') == self._ensemble
+    )
+    if is_whole or not is_ours:
       raise AnswerFileError(
         f'{where} is no answer: {shown(data[:80])}; name another --output'
       )

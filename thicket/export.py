@@ -41,6 +41,7 @@ from thicket.models import architectures, hub, shards
 from thicket.models.files import ModelFileError
 from thicket.models.load import DTYPES, LoadedModel, load
 from thicket.models.tokenizer import TokenizerError
+from thicket.models.weights import shapes as weight_shapes
 from thicket.plan import ConfigError
 from thicket.population import PopulationError
 from thicket.stored import NotStored, Stored
@@ -100,11 +101,7 @@ def export_member(
     config = architectures.hf_config(model.decoder.config, model.architecture)
     # Older versions of transformers know this name only.
     config['torch_dtype'] = dtype
-    shapes = {
-      segment.full_name: (segment.size, *leaf.shape[1:])
-      for leaf in jax.tree.leaves(model.spec)
-      for segment in leaf.segments
-    }
+    shapes = weight_shapes(model.spec, lambda segment: segment.full_name)
     written = tensors(model, perturber, population, mix, DTYPES[dtype])
     shards.write(folder, shapes, DTYPES[dtype], written)
     _write(folder / 'config.json', json.dumps(config, indent=2) + '\n')

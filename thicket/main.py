@@ -24,7 +24,7 @@ from rich.logging import RichHandler
 from thicket import arguments, array_run, clusters, processes, run, stored
 from thicket.job_array import Shard
 from thicket.ledger import RecipeMismatch
-from thicket.models.gguf import ModelFileError
+from thicket.models.files import ModelFileError
 from thicket.models.tokenizer_parts import TokenizerError
 
 _CONFIG = config_flags.DEFINE_config_file(

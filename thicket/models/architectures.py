@@ -15,7 +15,7 @@ from typing import Any
 from thicket.models import rotary
 from thicket.models.checked import MAX_COUNT, Checked
 from thicket.models.decoder_config import DecoderConfig, Rope
-from thicket.models.gguf import ModelFileError
+from thicket.models.files import ModelFileError
 from thicket.models.model_types import (
   ACTIVATIONS,
   ARCHITECTURES,

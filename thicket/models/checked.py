@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-from thicket.models.gguf import ModelFileError
+from thicket.models.files import ModelFileError
 
 MAX_COUNT = 2**31 - 1
 _GET_AGAIN = 'take another copy of the file'

@@ -18,7 +18,8 @@ import numpy as np
 from thicket.models import rotary
 from thicket.models.checked import Checked
 from thicket.models.decoder_config import DecoderConfig, Rope
-from thicket.models.gguf import GgufFile, ModelFileError
+from thicket.models.files import ModelFileError
+from thicket.models.gguf import GgufFile
 from thicket.models.model_types import (
   ACTIVATIONS,
   ARCHITECTURES,
